@@ -27,28 +27,13 @@ def zero_shot_accuracy(image_features: Any, text_features: Any, labels: Any) -> 
 
     Objective: ``mean_n [ argmax_k x_n . t_k == y_n ]``. With unit-norm rows the dot product is the cosine.
 
-    Parameters
-    ----------
-    image_features : (N, D) image embeddings.
-    text_features : (K, D) one text embedding a class.
-    labels : (N,) integers in ``range(K)``.
+    Takes images (N, D), texts (K, D) and integer labels (N,) in range(K); on a tie the first class wins. ValueError when
+    widths differ, a value is not finite, a label is out of range, or there are no rows.
 
-    Returns
-    -------
-    float in [0, 1]. On a tie the first class wins, as in ``numpy.argmax``.
-
-    Raises
-    ------
-    ValueError : widths differ, a value is not finite, a label is out of range, or there are no rows.
-
-    Examples
-    --------
     >>> zero_shot_accuracy([[1.0, 0.0], [0.6, 0.8]], [[1.0, 0.0], [0.0, 1.0]], [0, 0])
     0.5
 
-    References
-    ----------
-    Radford et al. (2021), section 3.1. Taught in: CLIP in an hour.
+    Source: Radford et al. (2021), section 3.1. Taught in: CLIP in an hour.
     """
     images, texts = _features(image_features, "image_features"), _features(text_features, "text_features")
     if images.shape[1] != texts.shape[1]:
@@ -73,33 +58,13 @@ def pair_accuracy(image_a: Any, image_b: Any, text_a: Any, text_b: Any) -> NDArr
     Objective: ``t_a . x_a > t_a . x_b`` **and** ``t_b . x_b > t_b . x_a``, strictly: a model that cannot tell the two
     images apart scores nothing. A coin thrown for each statement solves 25 % of the pairs.
 
-    Parameters
-    ----------
-    image_a, image_b : (n, D) embeddings of the two images of each pair.
-    text_a, text_b : (n, D) embeddings of the statement that is true of each.
+    Four arrays (n, D) in, booleans (n,) out; their mean is the pair accuracy. ValueError when shapes differ or a value
+    is not finite.
 
-    Returns
-    -------
-    bool array (n,). Its mean is the pair accuracy; give it to :func:`wilson_interval` or, as a difference of two
-    models' arrays, to :func:`bootstrap_interval`.
-
-    Raises
-    ------
-    ValueError : shapes differ, or a value is not finite.
-
-    Notes
-    -----
-    MMVP-VLM scores a pair the same way but with the softmax over the two images, which keeps the order, so the answer
-    is the same.
-
-    Examples
-    --------
     >>> pair_accuracy([[1.0, 0.0]], [[0.0, 1.0]], [[0.9, 0.1]], [[0.2, 0.8]])
     array([ True])
 
-    References
-    ----------
-    Tong et al. (2024), section 2. Taught in: Make it see.
+    Source: Tong et al. (2024), section 2. Taught in: Make it see.
     """
     names = ("image_a", "image_b", "text_a", "text_b")
     a, b, says_a, says_b = (_features(v, n) for v, n in zip((image_a, image_b, text_a, text_b), names, strict=True))
@@ -118,23 +83,13 @@ def wilson_interval(successes: int, total: int, level: float = 0.95) -> tuple[fl
     ``(h - p)^2 <= z^2 p (1 - p) / total``: a quadratic in p, solved exactly. Unlike ``h +- z * standard error`` it
     stays inside [0, 1] and is not empty at 0 or 1.
 
-    Returns
-    -------
-    (low, high) as shares in [0, 1].
+    Returns (low, high) as shares. ValueError unless 0 <= successes <= total, total >= 1 and 0 < level < 1.
 
-    Raises
-    ------
-    ValueError : not 0 <= successes <= total, total < 1, or level outside (0, 1).
-
-    Examples
-    --------
     >>> low, high = wilson_interval(8, 10)
     >>> round(low, 3), round(high, 3)
     (0.49, 0.943)
 
-    References
-    ----------
-    Wilson (1927). Taught in: CLIP in an hour.
+    Source: Wilson (1927). Taught in: CLIP in an hour.
     """
     if total < 1 or not 0 <= successes <= total:
         raise ValueError(f"need 0 <= successes <= total and total >= 1; got successes={successes}, total={total}.")
@@ -154,31 +109,14 @@ def bootstrap_interval(
     Objective: draw n rows with replacement ``draws`` times and return the (1 - level) / 2 quantile of the means and its
     mirror image. For a **paired** comparison give the difference of two models' scores on the same rows.
 
-    Parameters
-    ----------
-    values : (n,) numbers or booleans.
-    seed : an integer, or a NumPy generator to go on drawing from.
+    Values (n,), numbers or booleans; ``seed`` may be a NumPy generator to go on drawing from. Returns (low, high) in the
+    units of the values. With a handful of values (five seeds, say) the interval is too narrow: it never leaves the
+    observed range. ValueError when values are empty, not one-dimensional or not finite, or draws < 1.
 
-    Returns
-    -------
-    (low, high) in the units of ``values``.
-
-    Raises
-    ------
-    ValueError : ``values`` is empty, not one-dimensional or not finite; ``draws`` < 1; level outside (0, 1).
-
-    Notes
-    -----
-    With a handful of values (five seeds, say) the interval is too narrow: it can never leave the observed range.
-
-    Examples
-    --------
     >>> bootstrap_interval([3.0, 3.0, 3.0], seed=0)
     (3.0, 3.0)
 
-    References
-    ----------
-    Efron (1979). Taught in: Adapt it.
+    Source: Efron (1979). Taught in: Adapt it.
     """
     data = _numpy(values).astype(np.float64)
     if data.ndim != 1 or not len(data) or not np.isfinite(data).all():
@@ -202,26 +140,12 @@ def mcnemar(first: Any, second: Any) -> float:
     Objective: rows that both solve or both miss say nothing. Of the m others, the number won by the first is
     Binomial(m, 1/2) under the null; the p-value is the probability of a split at least this uneven.
 
-    Parameters
-    ----------
-    first, second : (n,) booleans, True where the model was right.
+    Two boolean arrays (n,), True where the model was right; 1.0 when no row separates them. ValueError otherwise.
 
-    Returns
-    -------
-    float in (0, 1]; 1.0 when no row separates the two.
-
-    Raises
-    ------
-    ValueError : shapes differ, or the arrays are not boolean.
-
-    Examples
-    --------
     >>> mcnemar([True] * 5 + [False], [False] * 5 + [False])  # 5 wins to 0: 2 * (1/2)^5
     0.0625
 
-    References
-    ----------
-    McNemar (1947). Taught in: Make it see.
+    Source: McNemar (1947). Taught in: Make it see.
     """
     a, b = _numpy(first), _numpy(second)
     if a.shape != b.shape or a.ndim != 1 or a.dtype != bool or b.dtype != bool:
