@@ -27,8 +27,8 @@ def zero_shot_accuracy(image_features: Any, text_features: Any, labels: Any) -> 
 
     Objective: ``mean_n [ argmax_k x_n . t_k == y_n ]``. With unit-norm rows the dot product is the cosine.
 
-    Takes images (N, D), texts (K, D) and integer labels (N,) in range(K); on a tie the first class wins. ValueError when
-    widths differ, a value is not finite, a label is out of range, or there are no rows.
+    Takes images (N, D), texts (K, D) and integer labels (N,) in range(K); on a tie the first class wins. ValueError
+    when widths differ, a value is not finite, a label is out of range, or there are no rows.
 
     >>> zero_shot_accuracy([[1.0, 0.0], [0.6, 0.8]], [[1.0, 0.0], [0.0, 1.0]], [0, 0])
     0.5
@@ -109,8 +109,8 @@ def bootstrap_interval(
     Objective: draw n rows with replacement ``draws`` times and return the (1 - level) / 2 quantile of the means and its
     mirror image. For a **paired** comparison give the difference of two models' scores on the same rows.
 
-    Values (n,), numbers or booleans; ``seed`` may be a NumPy generator to go on drawing from. Returns (low, high) in the
-    units of the values. With a handful of values (five seeds, say) the interval is too narrow: it never leaves the
+    Values (n,), numbers or booleans; ``seed`` may be a NumPy generator to go on drawing from. Returns (low, high) in
+    the units of the values. With a handful of values (five seeds, say) the interval is too narrow: it never leaves the
     observed range. ValueError when values are empty, not one-dimensional or not finite, or draws < 1.
 
     >>> bootstrap_interval([3.0, 3.0, 3.0], seed=0)
@@ -154,12 +154,16 @@ def mcnemar(first: Any, second: Any) -> float:
     return float(binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0
 
 
+def from_torch(values: Any) -> Any:
+    """A tensor of any device and precision as a NumPy array (floats as float64); anything else as it came."""
+    if not hasattr(values, "detach"):
+        return values
+    values = values.detach().cpu()
+    return (values.double() if values.is_floating_point() else values).numpy()  # NumPy has no bfloat16
+
+
 def _numpy(values: Any) -> NDArray[Any]:
-    """Any array-like, NumPy or PyTorch, as a NumPy array on the CPU."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-        values = values.double() if values.is_floating_point() else values  # NumPy has no bfloat16
-    return np.asarray(values)
+    return np.asarray(from_torch(values))
 
 
 def _features(values: Any, name: str) -> Floats:
