@@ -1,0 +1,54 @@
+# Everything a reader, a contributor or CI runs. Each target makes its own environment when there is none.
+#   VENV=folder     where the environment lives (default .venv); a folder with your own environment is used as it is
+#   PYTHON=python3  the Python that makes it (default: the oldest installed one from 3.11 on)
+SHELL := /bin/bash
+VENV ?= .venv
+PYTHON ?=
+PY := "$(VENV)/bin/python"
+
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+export JUPYTER_PREFER_ENV_PATH := 1
+export PYTHONWARNINGS ?= ignore::DeprecationWarning
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help env book test check lab weights bench lock clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1	\2/' | expand -t 18
+
+env:  ## make the environment, if it is missing or out of date
+	@scripts/environment.sh "$(VENV)" "$(PYTHON)"
+
+book: env  ## run every chapter and build the book into _build/html
+	@$(PY) scripts/build_book.py
+
+test: env  ## run the tests, in a real browser too; builds the book first if it is not up to date
+	@$(PY) scripts/build_book.py --if-needed
+	@echo "minilib: running the tests"
+	@$(PY) -m pytest $(ARGS)
+
+check: env  ## format, lint, types, stripped notebooks, architecture
+	@echo "minilib: format" && $(PY) -m ruff format --check .
+	@echo "minilib: lint" && $(PY) -m ruff check .
+	@echo "minilib: types" && $(PY) -m mypy
+	@echo "minilib: notebooks and architecture" && $(PY) -m pytest -q tests/test_architecture.py tests/test_notebooks.py
+
+lab: env  ## open the chapters in JupyterLab
+	@echo "minilib: opening notebooks/ in JupyterLab; stop it with Ctrl-C"
+	@$(PY) -m jupyterlab notebooks $(ARGS)
+
+weights: env  ## train the tiny models again (resumable)
+	@echo "minilib: training the tiny models of minilib/weights"
+	@$(PY) scripts/train_weights.py $(ARGS)
+
+bench: env  ## our speed beside the peers', as ratios from one run
+	@for script in benchmarks/*.py; do echo "minilib: $$script"; $(PY) "$$script" $(ARGS) || exit 1; done
+
+lock: env  ## rewrite requirements.lock from pyproject.toml
+	@scripts/lock.sh $(PY)
+
+clean:  ## remove what the build and the tools wrote; the environment stays
+	@rm -rf _build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+	@echo "minilib: removed _build and caches; the environment in $(VENV) stays"
