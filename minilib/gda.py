@@ -47,7 +47,12 @@ class Statistics:
     @property
     def scatter(self) -> Floats:
         """S, (D, D)."""
-        return self.kept if self.kept.shape[0] == self.kept.shape[1] else self.kept.T @ self.kept
+        return self.kept if len(self.kept) == self.kept.shape[1] else self.kept.T @ self.kept
+
+    @property
+    def trace(self) -> float:
+        """tr(S)."""
+        return float(np.trace(self.kept) if len(self.kept) == self.kept.shape[1] else (self.kept**2).sum())
 
 
 def class_statistics(X: Floats, index: NDArray[np.int64], n_classes: int) -> Statistics:
@@ -173,6 +178,9 @@ class GDA(ClassifierMixin, BaseEstimator):
     Source: Wang et al. (2024), section 3. Taught in: Adapt it.
     """
 
+    classes_: NDArray[Any]
+    statistics_: Statistics
+
     def __init__(
         self, *, covariance: str | float | Callable[[Floats, int], Floats] = "ks", priors: str | Any = "uniform"
     ) -> None:
@@ -213,12 +221,14 @@ class GDA(ClassifierMixin, BaseEstimator):
             raise ValueError("merge needs one or more models with the same covariance and priors.")
         merged: GDA = clone(models[0])
         merged.classes_ = np.unique(np.concatenate([m.classes_ for m in models]))
-        merged.n_features_in_ = models[0].n_features_in_
+        merged.n_features_in_ = d = models[0].n_features_in_
         k = len(merged.classes_)
-        parts = [_spread(m.statistics_, np.searchsorted(merged.classes_, m.classes_), k) for m in models]
-        merged.statistics_ = parts[0]
-        for part in parts[1:]:
-            merged.statistics_ = merge_statistics(merged.statistics_, part)
+        merged.statistics_ = Statistics(np.zeros(k), np.zeros((k, d)), np.zeros((d, d)))
+        for model in models:
+            stats, where = model.statistics_, np.searchsorted(merged.classes_, model.classes_)
+            counts, means = np.zeros(k), np.zeros((k, d))
+            counts[where], means[where] = stats.counts, stats.means
+            merged.statistics_ = merge_statistics(merged.statistics_, Statistics(counts, means, stats.kept))
         return merged._solve()
 
     def logits(self, X: Any) -> Floats:
@@ -261,7 +271,7 @@ class GDA(ClassifierMixin, BaseEstimator):
             solved, size = cho_solve(cho_factor(sigma), targets), np.trace(sigma)
         else:
             a, r = _ridge(self.covariance, trace, n, d)
-            solved, size = ridge_solve(stats, a, r, targets), a * _trace(stats) + r * d
+            solved, size = ridge_solve(stats, a, r, targets), a * stats.trace + r * d
         self.scale_ = float(size * freedom / trace)
         weights, self.intercept_ = discriminant(self.means_, solved * (self.scale_ if relative else 1), self.priors_)
         self.coef_ = weights.T
@@ -285,13 +295,12 @@ class ZeroShotGDA(ClassifierMixin, BaseEstimator):
 
     Attributes
     ----------
-    alpha_, gda_, and with validation rows alphas_ and alpha_curve_ (their accuracy at each of ``alphas_``).
+    alpha_, gda_ (on the scale asked for), and with validation rows alphas_ and alpha_curve_, their accuracy at each.
 
     Notes
     -----
     A class without samples takes its text embedding, moved by the mean difference between images and texts of the other
-    classes, as its mean. The reference code gives NaN for every class instead. With ``priors="empirical"`` such a class
-    has prior 0. Validation rows choose alpha and nothing else.
+    classes, as its mean (the reference code gives NaN for every class). Validation rows choose alpha and nothing else.
 
     Source: Wang et al. (2024), section 3. Taught in: Adapt it.
     """
@@ -314,16 +323,19 @@ class ZeroShotGDA(ClassifierMixin, BaseEstimator):
     def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None) -> ZeroShotGDA:
         """Learn from X (N, D) and integer y (N,); X_val and y_val draw the alpha curve and, if asked, choose alpha."""
         labels = np.asarray(from_torch(y))
-        self.texts_ = texts = self._texts(X, labels, X_val)  # (K, D)
+        self.texts_ = texts = self._checked_texts(X, labels, X_val)  # (K, D)
         self.classes_ = np.arange(len(texts))
         self.gda_ = clone(self.gda or GDA())._learn(X, labels, self.classes_)
         stats = self.gda_.statistics_
         gap = (stats.means - texts)[stats.counts > 0].mean(axis=0)  # (D,) from the texts to the images
         self.gda_._solve(fallback=texts + gap, relative=self.alpha_scale == "relative")
+        if np.isinf(self.gda_.intercept_).any():
+            raise ValueError('a class has prior 0, so its text cannot speak for it: use priors="uniform".')
         if X_val is not None:
             zero_shot, gaussian = self._terms(X_val)
-            right = [(zero_shot + a * gaussian).argmax(axis=1) == np.asarray(from_torch(y_val)) for a in ALPHA_GRID]
-            self.alphas_, self.alpha_curve_ = ALPHA_GRID, np.mean(right, axis=1)  # (7,)
+            truth = np.asarray(from_torch(y_val))[:, None]  # (M, 1): an error if y_val is missing
+            found = np.stack([(zero_shot + a * gaussian).argmax(axis=1) for a in ALPHA_GRID], axis=1)  # (M, 7)
+            self.alphas_, self.alpha_curve_ = ALPHA_GRID, (found == truth).mean(axis=0)
         best = self.alphas_[self.alpha_curve_.argmax()] if self.alpha == "validation" else self.alpha  # first of equals
         self.alpha_ = float(best)
         return self
@@ -346,30 +358,32 @@ class ZeroShotGDA(ClassifierMixin, BaseEstimator):
         gaussian = self.gda_.logits(X)  # first: it checks X
         return self.logit_scale * np.asarray(from_torch(X), dtype=np.float64) @ self.texts_.T, gaussian
 
-    def _texts(self, X: Any, y: NDArray[Any], X_val: Any) -> Floats:
-        """The text embeddings, after every check on parameters and labels."""
-        texts = np.asarray(from_torch(self.text_features), dtype=np.float64)
-        if texts.ndim != 2 or not np.isfinite(texts).all():
-            raise ValueError(f"text_features must be finite and of shape (classes, features); got {texts.shape}.")
-        if self.alpha_scale not in ("relative", "reference"):
-            raise ValueError(f'alpha_scale must be "relative" or "reference"; not {self.alpha_scale!r}.')
-        if isinstance(self.alpha, str) and self.alpha != "validation":
-            raise ValueError(f'alpha must be a number or "validation"; not {self.alpha!r} in this version.')
-        if self.alpha == "validation" and X_val is None:
-            raise ValueError(
-                'alpha="validation" needs rows kept apart from the training rows: fit(X, y, X_val, y_val).'
-            )
-        if not np.issubdtype(y.dtype, np.integer) or y.ndim != 1 or (y < 0).any() or (y >= len(texts)).any():
-            raise ValueError(
-                f"y must be integers in range({len(texts)}), one class a text; got {np.unique(y)[[0, -1]]}."
-            )
-        for name, rows in (("X", from_torch(X)), ("text_features", texts)):
-            if np.abs(np.linalg.norm(rows, axis=1) - 1).max() > 1e-2:
-                warnings.warn(
-                    f"rows of {name} are not of unit length: the zero-shot logits then measure length as well as "
-                    "direction. Divide each row by its norm.",
-                    stacklevel=3,
-                )
+    def _checked_texts(self, X: Any, y: NDArray[Any], X_val: Any) -> Floats:
+        """The text embeddings (K, D), after every check that :class:`GDA` does not make itself."""
+        texts, rows = (np.asarray(from_torch(v), dtype=np.float64) for v in (self.text_features, X))
+        k, alpha, number = len(texts), self.alpha, not isinstance(self.alpha, str)
+        ints = np.issubdtype(y.dtype, np.integer) and y.ndim == 1 and ((y >= 0) & (y < k)).all()
+        for ok, message in (
+            (texts.ndim == 2 and np.isfinite(texts).all(), f"text_features must be finite, (K, D); got {texts.shape}."),
+            (texts.shape[1:] == rows.shape[1:], f"text_features {texts.shape} and X {rows.shape} differ in width."),
+            (ints, f"y must be integers in range({k}), one for each text; got {np.unique(y)[:9]}."),
+            (not number or alpha >= 0, f"alpha must be 0 or more; not {alpha}."),  # type: ignore[operator]
+            (
+                number or alpha == "validation",
+                f'alpha must be a number or "validation"; not {alpha!r} in this version.',
+            ),
+            (number or X_val is not None, "alpha='validation' needs other rows to choose on: fit(X, y, X_val, y_val)."),
+            (
+                self.alpha_scale in ("relative", "reference"),
+                f"alpha_scale: relative or reference; not {self.alpha_scale!r}",
+            ),
+        ):
+            if not ok:
+                raise ValueError(message)
+        for name, values in (("X", rows), ("text_features", texts)):
+            if np.abs(np.linalg.norm(values, axis=1) - 1).max() > 1e-2:
+                what = "the zero-shot logits then measure length as well as direction"
+                warnings.warn(f"rows of {name} are not of unit length: {what}. Divide by their norm.", stacklevel=3)
         return texts
 
 
@@ -393,14 +407,9 @@ def _priors(priors: Any, counts: Floats) -> Floats:
     return values
 
 
-def _trace(stats: Statistics) -> float:
-    square = stats.kept.shape[0] == stats.kept.shape[1]
-    return float(np.trace(stats.kept) if square else (stats.kept**2).sum())
-
-
 def _variance(stats: Statistics) -> tuple[float, int]:
     """tr(S) and its degrees of freedom N - K; where S = 0, those of the class means around their own mean."""
-    n, trace = int(stats.counts.sum()), _trace(stats)
+    n, trace = int(stats.counts.sum()), stats.trace
     size = float(stats.counts @ (stats.means**2).sum(axis=1))
     if trace > 1e-24 * size:  # else no more than rounding: every class is one point
         return trace, max(n - int((stats.counts > 0).sum()), 1)
@@ -411,10 +420,3 @@ def _variance(stats: Statistics) -> tuple[float, int]:
     )
     centre = stats.counts @ stats.means / n
     return float(stats.counts @ ((stats.means - centre) ** 2).sum(axis=1)) or 1.0, max(n - 1, 1)
-
-
-def _spread(stats: Statistics, where: NDArray[np.int64], n_classes: int) -> Statistics:
-    """The same statistics with room for other classes: class k moves to row ``where[k]``."""
-    counts, means = np.zeros(n_classes), np.zeros((n_classes, stats.means.shape[1]))
-    counts[where], means[where] = stats.counts, stats.means
-    return Statistics(counts, means, stats.kept)

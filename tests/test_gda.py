@@ -1,0 +1,469 @@
+"""gda: the paper's formula taken literally, scikit-learn's LDA, exact posteriors, and what bad input does."""
+
+import doctest
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import multivariate_normal
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from minilib import gda
+from minilib.gda import (
+    ALPHA_GRID,
+    GDA,
+    ZeroShotGDA,
+    class_statistics,
+    discriminant,
+    ks_precision,
+    merge_statistics,
+    ridge_solve,
+)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def clip_like(n: int, d: int, k: int, *, seed: int = 0, spread: float = 0.5) -> tuple[np.ndarray, ...]:
+    """Unit-norm features around unit-norm prototypes, labels, texts; every class has rows when n >= k."""
+    rng = np.random.default_rng(seed)
+    prototypes = unit(rng.normal(size=(k, d)))
+    labels = rng.permutation(np.arange(n) % k)
+    rows = unit(prototypes[labels] + spread * unit(rng.normal(size=(n, d))))
+    return rows, labels, unit(prototypes + 0.8 * unit(rng.normal(size=(k, d))))
+
+
+def literal(rows: np.ndarray, labels: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The paper's formula as printed: covariance with N - 1, pseudo-inverse, uniform priors, one step a line."""
+    n, d = rows.shape
+    mu = np.stack([rows[labels == j].mean(axis=0) for j in range(k)])
+    centred = np.concatenate([rows[labels == j] - mu[j] for j in range(k)])
+    sigma = centred.T @ centred / (n - 1)
+    precision = d * np.linalg.pinv((n - 1) * sigma + np.trace(sigma) * np.eye(d))
+    w = precision @ mu.T
+    b = np.log(1 / k) - np.einsum("kd,de,ke->k", mu, precision, mu) / 2
+    return w, b
+
+
+def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(got - expected).max() / np.abs(expected).max())
+
+
+def test_docstring_examples() -> None:
+    assert doctest.testmod(gda).failed == 0
+
+
+@parametrize_with_checks([GDA(), GDA(covariance=0.3, priors="empirical")])
+def test_scikit_learn_estimator_checks(estimator, check) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check(estimator)
+
+
+# The formula ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.equation("eq-gda-ks")
+@pytest.mark.parametrize(("n", "d", "k"), [(400, 32, 10), (160, 24, 3), (50, 40, 5), (30, 64, 5)])
+def test_equals_the_formula_of_the_paper(n: int, d: int, k: int) -> None:
+    """Rows more and fewer than dimensions: Cholesky, then Woodbury, against a pseudo-inverse."""
+    rows, labels, _ = clip_like(n, d, k)
+    model = GDA().fit(rows, labels)
+    w, b = literal(rows, labels, k)
+    assert relative_error(model.coef_, w.T) < 1e-10
+    assert relative_error(model.intercept_, b) < 1e-10
+    scatter = class_statistics(rows, labels, k).scatter
+    assert relative_error(ks_precision(scatter, n) @ model.means_.T, w) < 1e-10
+
+
+@pytest.mark.equation("eq-gda-ks")
+def test_ks_by_hand() -> None:
+    """S = diag(3, 1), N = 5, D = 2: ridge tr(S) / (N - 1) = 1, so P = diag(2 / 4, 2 / 2)."""
+    assert np.allclose(ks_precision(np.diag([3.0, 1.0]), 5), np.diag([0.5, 1.0]))
+
+
+@pytest.mark.equation("eq-gda-ks")
+def test_ks_needs_scatter() -> None:
+    with pytest.raises(ValueError, match=r"tr\(S\) = 0"):
+        ks_precision(np.zeros((2, 2)), 5)
+
+
+@pytest.mark.equation("eq-gda-scatter")
+def test_scatter_by_hand() -> None:
+    """Class 0 holds (0,0), (2,4): mean (1,2), each row +-(1,2), S = 2 [[1,2],[2,4]]. Class 1 is one row: nothing."""
+    stats = class_statistics(np.array([[0.0, 0.0], [2.0, 4.0], [9.0, 9.0]]), np.array([0, 0, 1]), 2)
+    assert stats.counts.tolist() == [2, 1]
+    assert stats.means.tolist() == [[1, 2], [9, 9]]
+    assert stats.scatter.tolist() == [[2, 4], [4, 8]]
+
+
+@pytest.mark.equation("eq-gda-scatter")
+def test_within_and_between_scatter_add_up_to_the_total() -> None:
+    rows, labels, _ = clip_like(90, 8, 6)
+    stats = class_statistics(rows, labels, 6)
+    total, step = rows - rows.mean(axis=0), stats.means - rows.mean(axis=0)
+    assert np.allclose(stats.scatter + (step * stats.counts[:, None]).T @ step, total.T @ total)
+
+
+@pytest.mark.equation("eq-gda-woodbury")
+@pytest.mark.parametrize("a", [0.0, 0.01, 2.0])
+def test_woodbury_equals_cholesky(a: float) -> None:
+    rows, labels, _ = clip_like(20, 48, 4)
+    few = class_statistics(rows, labels, 4)
+    assert few.kept.shape == (20, 48)  # the centred rows, so the Woodbury path
+    full = gda.Statistics(few.counts, few.means, few.scatter)
+    right = np.random.default_rng(1).normal(size=(48, 3))
+    assert relative_error(ridge_solve(few, a, 0.05, right), ridge_solve(full, a, 0.05, right)) < 1e-11
+    assert few.trace == pytest.approx(full.trace)
+
+
+@pytest.mark.equation("eq-gda-linear")
+def test_linear_form_equals_the_squared_distances() -> None:
+    """log pi_k - (x - mu)^T P (x - mu) / 2 and x W + b differ by a number that does not depend on k."""
+    rng = np.random.default_rng(2)
+    factor, means, x = rng.normal(size=(5, 5)), rng.normal(size=(3, 5)), rng.normal(size=(7, 5))
+    precision, priors = factor @ factor.T, np.array([0.5, 0.3, 0.2])
+    weights, biases = discriminant(means, precision @ means.T, priors)
+    step = x[:, None] - means  # (7, 3, 5)
+    quadratic = np.log(priors) - np.einsum("nkd,de,nke->nk", step, precision, step) / 2
+    difference = quadratic - (x @ weights + biases)
+    assert np.allclose(difference, difference[:, :1])
+
+
+# Bayes' rule ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.equation("eq-gda-posterior")
+@pytest.mark.parametrize("priors", ["uniform", "empirical", (0.7, 0.2, 0.1)])
+@pytest.mark.parametrize("covariance", ["ks", 0.2])
+def test_probabilities_are_the_exact_posterior_of_its_own_gaussians(covariance, priors) -> None:
+    rng = np.random.default_rng(3)
+    labels = np.repeat([0, 1, 2], [40, 25, 15])
+    rows = rng.normal(size=(80, 4)) @ rng.normal(size=(4, 4)) + rng.normal(size=(3, 4))[labels]
+    model = GDA(covariance=covariance, priors=priors).fit(rows, labels)
+    s, n, d = class_statistics(rows, labels, 3).scatter, 80, 4
+    sigma = (
+        np.linalg.inv(ks_precision(s, n))
+        if covariance == "ks"
+        else 0.8 * s / n + 0.2 * np.trace(s) / (n * d) * np.eye(d)
+    )
+    x = rng.normal(size=(11, 4))
+    joint = np.stack(
+        [p * multivariate_normal(m, sigma).pdf(x) for p, m in zip(model.priors_, model.means_, strict=True)], axis=1
+    )
+    assert np.allclose(model.predict_proba(x), joint / joint.sum(axis=1, keepdims=True), atol=1e-12)
+    assert (model.predict(x) == joint.argmax(axis=1)).all()
+
+
+@pytest.mark.equation("eq-gda-posterior")
+def test_learns_the_true_posterior_of_known_gaussians() -> None:
+    """200,000 rows of two Gaussians with priors 0.8 and 0.2: within 0.01 of the posterior of the truth."""
+    rng = np.random.default_rng(4)
+    sigma, means = np.array([[2.0, 0.6], [0.6, 1.0]]), np.array([[0.0, 0.0], [1.5, -1.0]])
+    labels = (rng.random(200_000) < 0.2).astype(int)
+    rows = means[labels] + rng.multivariate_normal([0, 0], sigma, size=len(labels))
+    x = rng.normal(size=(50, 2), scale=2)
+    truth = np.stack([p * multivariate_normal(m, sigma).pdf(x) for p, m in zip((0.8, 0.2), means, strict=True)], axis=1)
+    got = GDA(covariance=0.0, priors="empirical").fit(rows, labels).predict_proba(x)
+    assert np.abs(got - truth / truth.sum(axis=1, keepdims=True)).max() < 0.01
+
+
+def test_scale_brings_ks_back_to_the_units_of_the_data() -> None:
+    """Rows with variance 4 on each axis: P times scale_ must be near I / 4, at any N."""
+    rng = np.random.default_rng(5)
+    for n in (1_000, 10_000):
+        labels = np.arange(n) % 2
+        model = GDA().fit(2 * rng.normal(size=(n, 3)) + labels[:, None], labels)
+        precision = ks_precision(model.statistics_.scatter, n) * model.scale_
+        assert np.allclose(precision, np.eye(3) / 4, atol=0.05)
+
+
+# scikit-learn's LDA --------------------------------------------------------------------------------------------------
+
+
+def test_ks_is_scikit_learns_shrinkage_on_balanced_data() -> None:
+    """coef = c W and intercept = c (b + log K) - log K with s = D / (N - 1 + D), c = N (N - 1 + D) / (D (N - 1))."""
+    n, d, k = 120, 20, 6
+    rows, labels, _ = clip_like(n, d, k)
+    ours = GDA().fit(rows, labels)
+    peer = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=d / (n - 1 + d), priors=np.full(k, 1 / k))
+    peer.fit(rows, labels)
+    c = n * (n - 1 + d) / (d * (n - 1))
+    assert relative_error(c * ours.coef_, peer.coef_) < 1e-10
+    assert relative_error(c * (ours.intercept_ + np.log(k)) - np.log(k), peer.intercept_) < 1e-10
+    assert ours.scale_ == pytest.approx(c * (n - k) / n)
+    assert (ours.predict(rows) == peer.predict(rows)).all()
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 0.1, 0.9, 1.0])
+def test_number_equals_scikit_learn(shrinkage: float) -> None:
+    """With empirical priors on unbalanced data too: scikit-learn weights class covariances by the priors."""
+    rows, labels, _ = clip_like(100, 8, 5)
+    rows, labels = rows[: 60 + 7], np.minimum(labels[: 60 + 7], 3)
+    ours = GDA(covariance=shrinkage, priors="empirical").fit(rows, labels)
+    peer = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage).fit(rows, labels)
+    assert relative_error(ours.coef_, peer.coef_) < 1e-10
+    assert relative_error(ours.intercept_, peer.intercept_) < 1e-10
+
+
+def test_callable_covariance() -> None:
+    rows, labels, _ = clip_like(60, 8, 4)
+    by_hand = GDA(covariance=lambda s, n: 0.7 * s / n + 0.3 * np.trace(s) / (n * 8) * np.eye(8)).fit(rows, labels)
+    number = GDA(covariance=0.3).fit(rows, labels)
+    assert relative_error(by_hand.coef_, number.coef_) < 1e-12
+    assert by_hand.scale_ == pytest.approx(number.scale_)
+
+
+# Statistics that add up ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.equation("eq-gda-merge")
+@pytest.mark.filterwarnings("ignore:no scatter")
+@pytest.mark.parametrize("d", [12, 300])
+def test_any_split_and_order_equals_one_pass(d: int) -> None:
+    """Shards of uneven size, a class absent from one and a single row in another; far from the origin."""
+    rows, labels, _ = clip_like(200, d, 4)
+    rows = rows + 100.0
+    once = GDA().fit(rows, labels)
+    order = np.random.default_rng(6).permutation(200)
+    shuffled = GDA().fit(rows[order], labels[order])
+    shards = np.split(np.argsort(labels, kind="stable"), [1, 60, 61])
+    streamed = GDA()
+    for shard in shards:
+        streamed.partial_fit(rows[shard], labels[shard], classes=range(4))
+    merged = GDA.merge([GDA().partial_fit(rows[s], labels[s], classes=np.unique(labels[s])) for s in reversed(shards)])
+    for other in (shuffled, streamed, merged):
+        assert relative_error(other.coef_ - other.coef_.mean(axis=0), once.coef_ - once.coef_.mean(axis=0)) < 1e-9
+        assert np.allclose(other.predict_proba(rows), once.predict_proba(rows), atol=1e-9)
+
+
+@pytest.mark.equation("eq-gda-merge")
+def test_merge_by_hand() -> None:
+    """One class: 0 and 2 (mean 1, S = 2), then 6 (S = 0). Together mean 8/3, S = 2 + 2 * 1 / 3 * 5^2 = 56/3."""
+    one = class_statistics(np.array([[0.0], [2.0]]), np.array([0, 0]), 1)
+    both = merge_statistics(one, class_statistics(np.array([[6.0]]), np.array([0]), 1))
+    assert both.counts.tolist() == [3]
+    assert both.means.item() == pytest.approx(8 / 3)
+    assert both.scatter.item() == pytest.approx(56 / 3)
+
+
+def test_merge_refuses_different_settings() -> None:
+    rows, labels, _ = clip_like(20, 4, 2)
+    with pytest.raises(ValueError, match="same covariance"):
+        GDA.merge([GDA().fit(rows, labels), GDA(covariance=0.5).fit(rows, labels)])
+
+
+# The ensemble --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.equation("eq-gda-ensemble")
+@pytest.mark.parametrize("scale", ["reference", "relative"])
+def test_ensemble_is_the_weighted_sum(scale: str) -> None:
+    rows, labels, texts = clip_like(80, 16, 4)
+    model = ZeroShotGDA(texts, alpha=0.5, logit_scale=30.0, alpha_scale=scale).fit(rows, labels)
+    w, b = literal(rows, labels, 4)
+    c = GDA().fit(rows, labels).scale_ if scale == "relative" else 1.0
+    expected = 30 * rows @ texts.T + 0.5 * (c * (rows @ w + b + np.log(4)) - np.log(4))
+    assert np.allclose(model.decision_function(rows), expected)
+    assert np.allclose(model.predict_proba(rows).sum(axis=1), 1)
+
+
+@pytest.mark.equation("eq-gda-ensemble")
+def test_alpha_from_nothing_to_everything() -> None:
+    rows, labels, texts = clip_like(80, 16, 4)
+    none = ZeroShotGDA(texts, alpha=0).fit(rows, labels)
+    assert (none.predict(rows) == (rows @ texts.T).argmax(axis=1)).all()
+    alone = ZeroShotGDA(texts, alpha=1e9).fit(rows, labels)
+    assert (alone.predict(rows) == GDA().fit(rows, labels).predict(rows)).all()
+
+
+@pytest.mark.equation("eq-gda-ensemble")
+def test_relative_alpha_one_is_bayes_rule_with_zero_shot_as_prior() -> None:
+    """Posterior proportional to the zero-shot probability times each class's density, in the data's own units."""
+    rows, labels, texts = clip_like(80, 6, 3)
+    x, _, _ = clip_like(9, 6, 3, seed=7)
+    model = ZeroShotGDA(texts, logit_scale=10.0).fit(rows, labels)
+    plain = GDA().fit(rows, labels)
+    sigma = np.linalg.inv(ks_precision(plain.statistics_.scatter, 80) * plain.scale_)
+    density = np.stack([multivariate_normal(m, sigma).pdf(x) for m in plain.means_], axis=1)
+    joint = np.exp(10 * x @ texts.T) * density
+    assert np.allclose(model.predict_proba(x), joint / joint.sum(axis=1, keepdims=True))
+
+
+def test_validation_takes_the_first_best_of_the_grid_and_the_test_rows_stay_out() -> None:
+    rows, labels, texts = clip_like(200, 16, 8, spread=1.2)
+    fit, val = slice(0, 100), slice(100, 200)
+    model = ZeroShotGDA(texts, alpha="validation", alpha_scale="reference")
+    model.fit(rows[fit], labels[fit], rows[val], labels[val])
+    curve = [
+        (
+            ZeroShotGDA(texts, alpha=a, alpha_scale="reference").fit(rows[fit], labels[fit]).predict(rows[val])
+            == labels[val]
+        ).mean()
+        for a in ALPHA_GRID
+    ]
+    assert model.alpha_curve_.tolist() == curve
+    best, chosen = -1.0, None
+    for a, accuracy in zip(ALPHA_GRID, curve, strict=True):  # the reference code's loop: strictly better only
+        if accuracy > best:
+            best, chosen = accuracy, a
+    assert model.alpha_ == chosen
+    assert len(set(curve)) < len(curve)  # there was a tie to break
+
+
+def test_class_without_samples_falls_back_to_its_text() -> None:
+    """With texts off the images by one common shift, the fallback mean is the true prototype exactly."""
+    rng = np.random.default_rng(8)
+    prototypes = np.eye(5)
+    texts = unit(prototypes + 0.3)
+    labels = np.arange(60) % 4  # class 4 is never seen
+    rows = unit(prototypes[labels] + 0.2 * rng.normal(size=(60, 5)))
+    model = ZeroShotGDA(texts, alpha=1.0).fit(rows, labels)
+    assert np.isfinite(model.decision_function(rows)).all()
+    unseen = unit(prototypes[4] + 0.2 * rng.normal(size=(50, 5)))
+    assert (model.predict(unseen) == 4).mean() > 0.9
+    assert (model.predict(rows) == labels).mean() > 0.9
+    shift = (model.gda_.means_ - texts)[:4].mean(axis=0)
+    assert np.allclose(model.gda_.means_[4], texts[4] + shift)
+
+
+def test_class_without_samples_and_without_text_is_a_clear_error() -> None:
+    rows, labels, _ = clip_like(40, 8, 4)
+    model = GDA().partial_fit(rows, labels, classes=range(6))
+    with pytest.raises(ValueError, match=r"no samples of class \[.*4.*5.*\].*ZeroShotGDA"):
+        model.predict(rows)
+
+
+def test_one_image_a_class_is_nearest_mean_and_says_so() -> None:
+    prototypes = unit(np.random.default_rng(9).normal(size=(6, 20)))
+    with pytest.warns(UserWarning, match="no scatter within the classes"):
+        model = GDA().fit(prototypes, np.arange(6))
+    x = unit(np.random.default_rng(10).normal(size=(200, 20)))
+    assert (model.predict(x) == (x @ prototypes.T).argmax(axis=1)).all()
+    with pytest.warns(UserWarning, match="no scatter"):  # the same image thrice is still one image
+        GDA().fit(np.repeat(prototypes, 3, axis=0), np.repeat(np.arange(6), 3))
+    with pytest.warns(UserWarning, match="no scatter"):
+        both = ZeroShotGDA(prototypes).fit(prototypes, np.arange(6))
+    assert np.isfinite(both.decision_function(x)).all()
+
+
+# What comes in -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "bfloat16 tensor", "read-only", "strided", "tensor"])
+def test_kinds_of_arrays(kind: str) -> None:
+    rows, labels, texts = clip_like(60, 16, 4)
+    read_only = rows.copy()
+    read_only.setflags(write=False)
+    x = {
+        "float16": rows.astype(np.float16),
+        "float32": rows.astype(np.float32),
+        "bfloat16 tensor": torch.tensor(rows, dtype=torch.bfloat16),
+        "read-only": read_only,
+        "strided": np.repeat(rows, 2, axis=1)[:, ::2],
+        "tensor": torch.tensor(rows, requires_grad=True),
+    }[kind]
+    y = torch.tensor(labels) if "tensor" in kind else labels
+    model = GDA().fit(x, y)
+    assert model.coef_.dtype == np.float64
+    assert relative_error(model.coef_, GDA().fit(rows, labels).coef_) < (0.05 if "16" in kind else 1e-5)
+    both = ZeroShotGDA(torch.tensor(texts) if "tensor" in kind else texts).fit(x, y)
+    assert both.predict_proba(x).shape == (60, 4)
+
+
+def test_float32_features_lose_nothing_in_the_statistics() -> None:
+    rows, labels, _ = clip_like(400, 32, 4)
+    rows = rows.astype(np.float32)
+    assert relative_error(GDA().fit(rows, labels).coef_, literal(rows.astype(np.float64), labels, 4)[0].T) < 1e-10
+
+
+def test_words_as_labels_and_the_shape_of_two_classes() -> None:
+    rows, labels, _ = clip_like(40, 8, 2)
+    model = GDA().fit(rows, np.array(["cat", "dog"])[labels])
+    assert model.classes_.tolist() == ["cat", "dog"]
+    assert model.coef_.shape == (2, 8)
+    assert model.decision_function(rows).shape == (40,)
+    assert ((model.decision_function(rows) > 0) == (model.predict(rows) == "dog")).all()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda x, y: (np.where(np.arange(8) == 3, np.nan, x), y), "NaN"),
+        (lambda x, y: (np.where(np.arange(8) == 3, np.inf, x), y), "infinity"),
+        (lambda x, y: (x, y[:-1]), "inconsistent numbers"),
+        (lambda x, y: (x, np.zeros_like(y)), "1 class"),
+        (lambda x, y: (x[:1], y[:1]), "1 class"),
+        (lambda x, y: (x[0], y), "2D array"),
+        (lambda x, y: (x, y + 0.5), "[Uu]nknown label type"),
+    ],
+)
+def test_bad_rows(spoil, message: str) -> None:
+    rows, labels, _ = clip_like(20, 8, 2)
+    with pytest.raises(ValueError, match=message):
+        GDA().fit(*spoil(rows, labels))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"covariance": "kubokawa"}, "covariance must be"),
+        ({"covariance": 1.5}, "covariance must be"),
+        ({"priors": "flat"}, "priors must be"),
+        ({"priors": [0.5, 0.6]}, "sum to 1"),
+        ({"priors": [0.5, 0.25, 0.25]}, "2 numbers"),
+    ],
+)
+def test_bad_parameters(parameters: dict, message: str) -> None:
+    rows, labels, _ = clip_like(20, 8, 2)
+    with pytest.raises(ValueError, match=message):
+        GDA(**parameters).fit(rows, labels)
+
+
+def test_singular_covariance_names_the_remedy() -> None:
+    rows, labels, _ = clip_like(6, 20, 2)
+    with pytest.raises(ValueError, match='covariance="ks" or a shrinkage above 0'):
+        GDA(covariance=0.0).fit(rows, labels)
+
+
+def test_partial_fit_bad_calls() -> None:
+    rows, labels, _ = clip_like(20, 8, 2)
+    with pytest.raises(ValueError, match="must name all classes"):
+        GDA().partial_fit(rows, labels)
+    with pytest.raises(ValueError, match="not among the classes"):
+        GDA().partial_fit(rows, labels + 5, classes=[0, 1])
+    with pytest.raises(ValueError, match="8 features"):
+        GDA().fit(rows, labels).predict(rows[:, :5])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "change", "message"),
+    [
+        ({"alpha": "loo"}, {}, "'loo' in this version"),
+        ({"alpha": "validation"}, {}, "needs other rows"),
+        ({"alpha": -1.0}, {}, "0 or more"),
+        ({"alpha_scale": "free"}, {}, "alpha_scale"),
+        ({"gda": GDA(priors="empirical")}, {"y": np.zeros(20, dtype=int)}, "prior 0"),
+        ({}, {"y": np.arange(20)}, r"range\(2\)"),
+        ({}, {"y": np.full(20, -1)}, r"range\(2\)"),
+        ({}, {"y": np.zeros(20)}, "integers"),
+        ({}, {"X": np.ones((20, 5)) / 5**0.5}, "differ in width"),
+        ({}, {"text_features": np.full((2, 8), np.nan)}, "finite"),
+    ],
+)
+def test_ensemble_bad_input(parameters: dict, change: dict, message: str) -> None:
+    rows, labels, texts = clip_like(20, 8, 2)
+    model = ZeroShotGDA(change.get("text_features", texts), **parameters)
+    with pytest.raises(ValueError, match=message):
+        model.fit(change.get("X", rows), change.get("y", labels))
+
+
+def test_lengths_are_checked_where_they_matter() -> None:
+    rows, labels, texts = clip_like(20, 8, 2)
+    with pytest.warns(UserWarning, match="rows of X are not of unit length"):
+        ZeroShotGDA(texts).fit(3 * rows, labels)
+    with pytest.warns(UserWarning, match="rows of text_features"):
+        ZeroShotGDA(3 * texts).fit(rows, labels)
