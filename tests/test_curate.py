@@ -1,0 +1,345 @@
+"""curate: every engine equals a second implementation of the reference, and balancing has its defining properties."""
+
+import doctest
+import pickle
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom, kstest
+
+from minilib import curate as module
+from minilib.curate import (
+    Matcher,
+    curate,
+    entry_counts,
+    expected_entry_counts,
+    expected_size,
+    explain,
+    hash_uniform,
+    keep_probability,
+    match_naive,
+    sample,
+    sample_per_entry,
+    solve_t,
+    space_punctuation,
+    tail_share,
+    text_keep_probability,
+)
+
+TRICKY = st.text(alphabet=st.sampled_from("ab  ,.;:?!`\t\n\r\u00a0\u3000\x00'-(猫🐈é"), max_size=12)
+
+
+def reference_ids(text: str, entries: list[str]) -> list[int]:
+    """The reference's rule written a second time, mark by mark: the independent implementation."""
+    text = " " + text + " "
+    for mark in (",", ".", ";", ":", "?", "!", "`"):
+        text = text.replace(mark, " " + mark + " ")
+    for blank in ("\t", "\n", "\r"):
+        text = text.replace(blank, " ")
+    return [e for e in range(len(entries)) if text.find(" " + entries[e] + " ") >= 0]
+
+
+def rows(ids: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
+    return [ids[a:b].tolist() for a, b in pairwise(offsets)]
+
+
+@pytest.fixture
+def zipf_pool(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """20,000 captions with 0 to 4 of 200 Zipf-distributed entries each: ids, offsets, counts."""
+    mass = np.arange(1, 201) ** -1.3
+    texts = [np.unique(rng.choice(200, size=k, p=mass / mass.sum())) for k in rng.integers(0, 5, size=20_000)]
+    ids = np.concatenate(texts).astype(np.int32)
+    return ids, np.append(0, np.cumsum([len(text) for text in texts])), entry_counts(ids, 200)
+
+
+def test_docstring_examples() -> None:
+    assert doctest.testmod(module).failed == 0
+
+
+# --- match ---
+
+
+@pytest.mark.equation("eq-curate-match")
+def test_matching_by_hand() -> None:
+    """Case counts; "(cat)" and "T-shirt" are single tokens; nested and overlapping entries all count, once a text."""
+    assert space_punctuation("a, b.c") == " a ,  b . c "
+    entries = ["cat", "black cat", "cat sat", "shirt", "T-shirt", "U.S.", "Cat", "cat "]
+    captions = ["The black cat sat, a cat!", "(cat)", "my T-shirt", "the U.S. flag", "cat", "CAT", "cat's", "cat\ncat"]
+    expected = [[0, 1, 2], [], [4], [], [0], [], [], [0]]
+    assert [match_naive(caption, entries) for caption in captions] == expected
+    assert match_naive("cat, dog", ["cat "]) == [] and match_naive("cat  dog", ["cat "]) == [0]
+
+
+@pytest.mark.equation("eq-curate-run")
+@given(texts=st.lists(TRICKY, max_size=4), entries=st.lists(TRICKY, min_size=1, max_size=8))
+@settings(max_examples=1000, deadline=None)
+def test_engines_equal_the_reference(texts: list[str], entries: list[str]) -> None:
+    expected = [reference_ids(text, entries) for text in texts]
+    for engine in module.ENGINES:
+        ids, offsets = Matcher(entries, engine=engine).match(texts)
+        assert rows(ids, offsets) == expected
+        assert (ids.dtype, offsets.dtype) == (np.int32, np.int64)
+
+
+@given(text=TRICKY, cuts=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=6))
+@settings(max_examples=500, deadline=None)
+def test_engines_find_what_was_cut_from_the_caption(text: str, cuts: list[tuple[int, int]]) -> None:
+    """Entries that are pieces of the spaced caption match often, with empty tokens at either end and in between."""
+    spaced = space_punctuation(text)
+    entries = [spaced[a : a + b] for a, b in cuts]
+    assert rows(*Matcher(entries).match([text])) == [reference_ids(text, entries)]
+
+
+def test_run_of_spaces_is_exact() -> None:
+    """ "a, b" spaced is "a ,  b", tokens a / , / empty / b: the entry ",  b" matches and ", b" does not."""
+    assert rows(*Matcher([",  b", ", b", "", "a ,"]).match(["a, b"])) == [[0, 2, 3]]
+    assert rows(*Matcher([""]).match(["", " ", "a"])) == [[0], [0], []]
+
+
+def test_duplicates_are_reported_under_each_id() -> None:
+    for engine in module.ENGINES:
+        assert rows(*Matcher(["cat", "dog", "cat"], engine=engine).match(["cat"])) == [[0, 2]]
+
+
+def test_long_caption_and_no_caption() -> None:
+    caption = "a b " * 250_000  # 1 MB
+    assert rows(*Matcher(["b a b", "c"]).match([caption])) == [[0]]
+    ids, offsets = Matcher(["a"]).match([])
+    assert ids.shape == (0,) and offsets.tolist() == [0]
+
+
+def test_matcher_is_immutable_and_two_lists_never_mix() -> None:
+    cats, dogs = Matcher(["cat"]), Matcher(["dog"])
+    assert rows(*cats.match(["cat dog"])) == rows(*dogs.match(["cat dog"])) == [[0]]
+    with pytest.raises(AttributeError):
+        cats.entries = ("dog",)  # type: ignore[misc]
+    assert rows(*pickle.loads(pickle.dumps(cats)).match(["dog"])) == [[]]
+    assert repr(cats) == "Matcher(1 entries, engine='auto')"
+
+
+@pytest.mark.equation("eq-curate-count")
+def test_count_is_number_of_captions_not_of_occurrences() -> None:
+    """ "cat" stands three times in two captions: its count is 2."""
+    assert Matcher(["cat", "dog", "cow"]).count(["cat cat", "cat dog", ""]).tolist() == [2, 1, 0]
+    assert entry_counts([], 2).tolist() == [0, 0]
+
+
+# --- balance ---
+
+
+@pytest.mark.equation("eq-curate-keep")
+def test_keep_probability_by_hand() -> None:
+    """t = 20: 20/20, 20/20, 20/40, 20/200."""
+    assert keep_probability([3, 20, 40, 200], t=20).tolist() == [1, 1, 0.5, 0.1]
+
+
+@pytest.mark.equation("eq-curate-text")
+def test_text_keep_probability_by_hand() -> None:
+    """p = 1/2 and 1/10: alone 0.5 and 0.1, together 1 - 0.5 * 0.9 = 0.55; with a tail entry 1; with none 0."""
+    q = text_keep_probability(ids=[0, 1, 0, 1, 1, 2], offsets=[0, 1, 2, 4, 6, 6], p=[0.5, 0.1, 1.0])
+    np.testing.assert_allclose(q, [0.5, 0.1, 0.55, 1.0, 0.0], rtol=1e-15)
+
+
+def test_text_keep_probability_stays_exact_for_tiny_p() -> None:
+    """Two entries of p = 1e-12: q = 2e-12 - 1e-24. Multiplying out 1 - (1 - p)^2 in float64 is off by 4 in 10,000."""
+    q = text_keep_probability(ids=[0, 1], offsets=[0, 2], p=[1e-12, 1e-12])
+    np.testing.assert_allclose(q, 2e-12 - 1e-24, rtol=1e-14)
+
+
+@pytest.mark.equation("eq-curate-expected")
+def test_expected_size_by_hand_and_t_is_no_cap() -> None:
+    """90 captions hold "photo" alone and 10 hold "photo" and a rare entry of their own; t = 10.
+
+    p_photo = 10/100, each rare p = 1. The 10 are kept for their rare entries, the 90 with chance 0.1: 10 + 9 = 19
+    captions, all with "photo", where a cap would leave 10. The sum of min(c, t) is 10 + 10 * 1 = 20.
+    """
+    texts = ["photo"] * 90 + [f"photo rare{i}" for i in range(10)]
+    matcher = Matcher(["photo", *(f"rare{i}" for i in range(10))])
+    ids, offsets = matcher.match(texts)
+    counts = matcher.count(texts)
+    assert expected_size(ids, offsets, counts, t=10) == pytest.approx(19)
+    q = text_keep_probability(ids, offsets, keep_probability(counts, t=10))
+    assert expected_entry_counts(ids, offsets, q, len(counts))[0] == pytest.approx(19)
+    assert np.minimum(counts, 10).sum() == 20
+
+
+@pytest.mark.equation("eq-curate-floor")
+def test_t_is_a_floor_for_each_entry_and_the_caps_sum_a_ceiling(zipf_pool) -> None:
+    ids, offsets, counts = zipf_pool
+    for t in (1, 7, 60, 500, 10**9):
+        q = text_keep_probability(ids, offsets, keep_probability(counts, t))
+        after = expected_entry_counts(ids, offsets, q, len(counts))
+        assert (after >= np.minimum(counts, t) - 1e-9).all() and (after <= counts + 1e-9).all()
+        assert expected_size(ids, offsets, counts, t) <= np.minimum(counts, t).sum()
+
+
+def test_huge_t_keeps_every_matched_caption(zipf_pool) -> None:
+    ids, offsets, counts = zipf_pool
+    assert expected_size(ids, offsets, counts, t=counts.max()) == (np.diff(offsets) > 0).sum()
+
+
+@pytest.mark.equation("eq-curate-tail")
+def test_tail_share_by_hand() -> None:
+    """Counts 1, 1, 2, 6, 10 sum to 20. Below 2: 2/20. Below 6: 4/20. Below 10: 10/20. Below 11: all."""
+    counts = [10, 1, 2, 6, 1]
+    assert [tail_share(counts, t) for t in (1, 2, 6, 10, 11)] == [0, 0.1, 0.2, 0.5, 1]
+    assert [solve_t(counts, tail_share=share) for share in (0, 0.1, 0.2, 0.34, 0.5, 1)] == [1, 2, 6, 6, 10, 10]
+
+
+@given(counts=st.lists(st.integers(0, 50), min_size=1, max_size=30).filter(any), share=st.floats(0, 1))
+@settings(max_examples=300, deadline=None)
+def test_solve_t_is_the_nearest_of_all_counts(counts: list[int], share: float) -> None:
+    gaps = {t: abs(tail_share(counts, t) - share) for t in counts if t > 0}
+    assert gaps[solve_t(counts, tail_share=share)] == pytest.approx(min(gaps.values()), abs=1e-12)
+
+
+# --- draw ---
+
+
+def test_hash_is_uniform_and_knows_no_order() -> None:
+    """Kolmogorov-Smirnov on 100,000 consecutive ids; neighbours uncorrelated within 4 standard errors (1/sqrt(n))."""
+    ids = np.arange(100_000)
+    u = hash_uniform(ids, seed=5)
+    assert kstest(u, "uniform").pvalue > 1e-3 and u.min() >= 0 and u.max() < 1
+    assert abs(np.corrcoef(u[1:], u[:-1])[0, 1]) < 4 / np.sqrt(len(u))
+    assert abs(np.corrcoef(u, hash_uniform(ids, seed=6))[0, 1]) < 4 / np.sqrt(len(u))
+    assert (hash_uniform(ids[::-1], seed=5)[::-1] == u).all() and hash_uniform([77], seed=5)[0] == u[77]
+
+
+def test_hash_gives_the_published_splitmix64_bits() -> None:
+    """The first outputs of splitmix64 from state 1234567, a widely used test vector, through the shared mixing step."""
+    golden = 0x9E3779B97F4A7C15
+    states = np.array([(1234567 + k * golden) % 2**64 for k in range(3)], dtype=np.uint64)
+    assert module._mix(states).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
+def test_outcome_does_not_depend_on_order_or_shards(zipf_pool, rng: np.random.Generator) -> None:
+    ids, offsets, counts = zipf_pool
+    q = text_keep_probability(ids, offsets, keep_probability(counts, t=30))
+    names = rng.permutation(10**6)[: len(q)]
+    kept = sample(q, names, seed=1)
+    order = rng.permutation(len(q))
+    assert (sample(q[order], names[order], seed=1) == kept[order]).all()
+    shards = [sample(q[part], names[part], seed=1) for part in np.array_split(np.arange(len(q)), 7)]
+    assert (np.concatenate(shards) == kept).all()
+    assert (sample(q, names, seed=2) != kept).any()
+
+
+def test_larger_t_keeps_all_that_smaller_t_kept(zipf_pool) -> None:
+    ids, offsets, counts = zipf_pool
+    kept = [
+        sample(text_keep_probability(ids, offsets, keep_probability(counts, t)), np.arange(20_000), seed=3)
+        for t in (5, 20, 80, 320)
+    ]
+    assert all((small <= large).all() for small, large in pairwise(kept))
+
+
+def test_observed_size_is_the_expected_one(zipf_pool) -> None:
+    """A sum of independent coins: standard deviation sqrt(sum q (1 - q)). All 30 seeds lie within 4 of it."""
+    ids, offsets, counts = zipf_pool
+    q = text_keep_probability(ids, offsets, keep_probability(counts, t=30))
+    sizes = np.array([sample(q, np.arange(len(q)), seed=s).sum() for s in range(30)])
+    spread = np.sqrt((q * (1 - q)).sum())
+    assert abs(sizes - q.sum()).max() < 4 * spread
+    assert abs(sizes.mean() - q.sum()) < 4 * spread / np.sqrt(30)
+
+
+def test_both_forms_are_equal_in_distribution() -> None:
+    """Six kinds of caption, 20,000 of each. Both forms must keep Binomial(20,000, q) of each kind.
+
+    The bounds are the binomial's own 1e-6 quantiles: 24 two-sided checks fail by chance once in 20,000 such tests.
+    """
+    p = np.array([1.0, 0.5, 0.1, 0.02])
+    kinds = [[], [0], [1], [2, 3], [1, 2, 3], [0, 2]]
+    q = np.array([1 - np.prod([1 - p[e] for e in kind]) for kind in kinds])
+    n = 20_000
+    ids = np.concatenate([np.tile(kind, n) for kind in kinds]).astype(np.int32)
+    offsets = np.append(0, np.cumsum(np.repeat([len(kind) for kind in kinds], n)))
+    sample_ids = np.arange(n * len(kinds))
+    for seed in (0, 1):
+        once = sample(text_keep_probability(ids, offsets, p), sample_ids, seed)
+        each = sample_per_entry(ids, offsets, p, sample_ids, seed)
+        for kept in (once, each):
+            number = kept.reshape(len(kinds), n).sum(axis=1)
+            assert (number >= binom.ppf(1e-6, n, q)).all() and (number <= binom.ppf(1 - 1e-6, n, q)).all()
+
+
+# --- all at once ---
+
+
+def test_curate_gives_every_caption_a_reason() -> None:
+    texts = ["cat"] * 50 + ["dog"] + ["IMG_1234.jpg"] * 9
+    out = curate(texts, ["cat", "dog"], t=5, seed=0)
+    assert out.counts.tolist() == [50, 1] and out.p.tolist() == [0.1, 1.0]
+    assert out.reasons[50] == "kept" and set(out.reasons[51:]) == {"no match"}
+    assert set(out.reasons[:50]) == {"kept", "not drawn"}
+    assert (out.kept == (out.reasons == "kept")).all()
+
+
+def test_curate_follows_ids_not_places() -> None:
+    texts = [f"cat dog{i % 3}" for i in range(300)]
+    entries = ["cat", "dog0", "dog1", "dog2"]
+    forward = curate(texts, entries, t=10, seed=0, sample_ids=np.arange(300))
+    backward = curate(texts[::-1], entries, t=10, seed=0, sample_ids=np.arange(300)[::-1])
+    assert (forward.kept == backward.kept[::-1]).all() and 0 < forward.kept.sum() < 300
+
+
+def test_explain_lists_rarest_first_and_says_when_nothing_matches() -> None:
+    matcher = Matcher(["cat", "dog"])
+    assert explain("a cat, a dog", matcher, [100, 40], t=20).splitlines()[1].startswith("  dog: 40 captions, p = 0.500")
+    assert explain("(cat)", matcher, [100, 40], t=20) == "'(cat)' is dropped: no entry matches"
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize("t", [0, -1, float("nan"), float("inf")])
+def test_t_must_be_positive(t: float) -> None:
+    with pytest.raises(ValueError, match="t must be a positive number"):
+        curate(["cat"], ["cat"], t=t, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["cat", None], r"caption 1 must be a string; not None \(NoneType\)"),
+        (["cat", "dog", 3.5], r"caption 2 must be a string; not 3.5 \(float\)"),
+        ([b"cat"], r"caption 0 must be a string; not b'cat' \(bytes\)"),
+        ("cat", "not the lone string 'cat'"),
+    ],
+)
+def test_captions_must_be_strings(texts, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        Matcher(["cat"]).match(texts)
+
+
+def test_entries_must_be_strings_and_some() -> None:
+    with pytest.raises(ValueError, match="entries is empty"):
+        Matcher([])
+    with pytest.raises(TypeError, match="lone string 'cat'"):
+        Matcher("cat")
+    with pytest.raises(TypeError, match="entry 1 must be a string; not 7"):
+        Matcher(["cat", 7])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="engine must be one of auto, naive, ngram; not 'fast'"):
+        Matcher(["cat"], engine="fast")
+
+
+def test_arrays_that_do_not_belong_together_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"ids must lie in 0 \.\. 1; not 0 \.\. 5"):
+        text_keep_probability([0, 5], [0, 2], p=[1.0, 1.0])
+    for offsets in ([0, 1], [1, 2], [0, 2, 1, 2], []):
+        with pytest.raises(ValueError, match="offsets must rise from 0 to 2"):
+            text_keep_probability([0, 1], offsets, p=[1.0, 1.0])
+    with pytest.raises(ValueError, match="counts must be whole numbers >= 0"):
+        keep_probability([1, -1], t=1)
+    with pytest.raises(ValueError, match="counts are all 0"):
+        tail_share([0, 0], t=1)
+    with pytest.raises(ValueError, match="tail_share must lie in"):
+        solve_t([1], tail_share=6)
+    with pytest.raises(TypeError, match="sample_ids must be whole numbers; not <U1"):
+        sample([0.5], ["a"], seed=0)
+    with pytest.raises(ValueError, match="one sample id for each of 2 captions"):
+        sample([0.5, 0.5], [1], seed=0)
