@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
+from scipy.stats import t as student
 
 Floats = NDArray[np.float64]
 
@@ -132,6 +133,45 @@ def bootstrap_interval(
     tail = (1 - _level(level)) / 2
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
     return float(low), float(high)
+
+
+def mean_interval(values: ArrayLike | Any, level: float = 0.95) -> tuple[float, float]:
+    """Student interval of the mean of a few independent numbers, such as one accuracy for each seed.
+
+    Objective: ``mean +- t_{n-1} sd / sqrt(n)``, for (n,) values with n >= 2. Returns (low, high) in their units;
+    ValueError for fewer than two values, or values that are not finite.
+
+    >>> low, high = mean_interval([1.0, 2.0, 3.0])  # sd 1, t_2 = 4.303, half-width 2.484
+    >>> round(low, 3), round(high, 3)
+    (-0.484, 4.484)
+
+    Source: Student (1908), "The probable error of a mean", Biometrika 6. Taught in: Adapt it.
+    """
+    data = _numpy(values).astype(np.float64)
+    if data.ndim != 1 or len(data) < 2 or not np.isfinite(data).all():
+        raise ValueError(f"values must be two or more finite numbers in one dimension; got shape {data.shape}.")
+    half = student.ppf(0.5 + _level(level) / 2, len(data) - 1) * data.std(ddof=1) / len(data) ** 0.5
+    return float(data.mean() - half), float(data.mean() + half)
+
+
+def few_shot_rows(labels: Any, shots: int, *, seed: int) -> NDArray[np.int64]:
+    """Indices of ``shots`` random rows of each class, sorted by class: (shots * K,).
+
+    Objective: the same seed with more shots keeps the rows it had, so that a curve over shots follows one growing set.
+    A class with fewer rows than asked for is a ValueError.
+
+    >>> few_shot_rows([0, 1, 0, 1, 1], 1, seed=0).tolist()
+    [2, 4]
+
+    Taught in: Adapt it.
+    """
+    truth = _numpy(labels)
+    order = np.random.default_rng(seed).permutation(len(truth))
+    rows = [order[truth[order] == k][:shots] for k in np.unique(truth)]
+    short = [int(k) for k, found in zip(np.unique(truth), rows, strict=True) if len(found) < shots]
+    if short or shots < 1:
+        raise ValueError(f"cannot draw {shots} rows of each class; classes with fewer: {short}.")
+    return np.concatenate(rows)
 
 
 def mcnemar(first: Any, second: Any) -> float:

@@ -8,7 +8,15 @@ import torch
 from scipy.stats import binom, norm
 
 from minilib import evaluate
-from minilib.evaluate import bootstrap_interval, mcnemar, pair_accuracy, wilson_interval, zero_shot_accuracy
+from minilib.evaluate import (
+    bootstrap_interval,
+    few_shot_rows,
+    mcnemar,
+    mean_interval,
+    pair_accuracy,
+    wilson_interval,
+    zero_shot_accuracy,
+)
 
 EAST, NORTH = [1.0, 0.0], [0.0, 1.0]
 
@@ -141,3 +149,32 @@ def test_mcnemar_by_hand() -> None:
 def test_mcnemar_wants_booleans() -> None:
     with pytest.raises(ValueError, match="boolean"):
         mcnemar(np.array([1, 0]), np.array([True, False]))
+
+
+def test_mean_interval_covers_what_a_bootstrap_of_five_seeds_misses() -> None:
+    """5 normal values, 2,000 times: Student covers the mean 95 % of the time; the bootstrap falls well short."""
+    draws = np.random.default_rng(4).normal(size=(2000, 5))
+    student = [low < 0 < high for low, high in map(mean_interval, draws)]
+    bootstrap = [low < 0 < high for low, high in (bootstrap_interval(v, seed=0, draws=200) for v in draws[:500])]
+    assert np.mean(student) == pytest.approx(0.95, abs=0.015)
+    assert np.mean(bootstrap) < 0.90
+
+
+def test_mean_interval_needs_two() -> None:
+    with pytest.raises(ValueError, match="two or more"):
+        mean_interval([0.5])
+
+
+def test_few_shot_rows_are_nested_balanced_and_seeded() -> None:
+    labels = np.random.default_rng(5).integers(4, size=200)
+    small, large = few_shot_rows(labels, 3, seed=1), few_shot_rows(torch.tensor(labels), 9, seed=1)
+    assert np.bincount(labels[small]).tolist() == [3] * 4
+    assert np.bincount(labels[large]).tolist() == [9] * 4
+    assert set(small) < set(large)
+    assert len(set(large)) == 36
+    assert set(few_shot_rows(labels, 3, seed=2)) != set(small)
+
+
+def test_few_shot_rows_says_which_class_is_short() -> None:
+    with pytest.raises(ValueError, match=r"fewer: \[1\]"):
+        few_shot_rows([0, 0, 1], 2, seed=0)
