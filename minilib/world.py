@@ -140,7 +140,21 @@ def make_scenes(
     for name, value in (fixed or {}).items():
         attributes[name] = _check_fixed(name, value, n)
     images = _render(attributes, draws[:, len(LEVELS) :], seed, size, split, shift)
-    return Scenes(images, _captions(attributes, _uniforms(seed, _CAPTIONS, n, 14), detail, colour), attributes)
+    return Scenes(images, make_captions(attributes, seed=seed, detail=detail, colour=colour), attributes)
+
+
+def make_captions(attributes: Mapping[str, Ints], *, seed: int, detail: float = 0.05, colour: float = 0.8) -> list[str]:
+    """One caption a scene: which facts it tells, in which template, which case and which mark at the end, from the seed.
+
+    ``detail`` and ``colour`` are the probabilities of ``make_scenes``, which calls this with its own seed.
+    """
+    captions = []
+    for i, u in enumerate(_uniforms(seed, _CAPTIONS, len(attributes["shape"]), 14)):
+        told = [name for name, x in zip(DETAILS, u, strict=False) if x < detail] + ["colour"] * bool(u[8] < colour)
+        text = _TEMPLATES[int(u[9] * len(_TEMPLATES))].format(describe(attributes, i, told))
+        text = text.upper() if u[10] < 0.03 else text[0].upper() + text[1:] if u[10] < 0.4 else text
+        captions.append(text + ("", "", "", ".", "!")[int(u[11] * 5)])
+    return captions
 
 
 def make_pairs(n_per_pattern: int, *, seed: int, size: int = 32, split: str = "test") -> list[Pair]:
@@ -267,24 +281,13 @@ def describe(attributes: Mapping[str, Ints], i: int, told: Sequence[str]) -> str
     return " ".join(words)
 
 
-def _captions(attributes: Mapping[str, Ints], draws: NDArray[np.float64], detail: float, colour: float) -> list[str]:
-    """One caption a scene: which facts are told, in which template, in which case, with which mark at the end."""
-    captions = []
-    for i, u in enumerate(draws):
-        told = [name for name, x in zip(DETAILS, u, strict=False) if x < detail] + ["colour"] * bool(u[8] < colour)
-        text = _TEMPLATES[int(u[9] * len(_TEMPLATES))].format(describe(attributes, i, told))
-        text = text.upper() if u[10] < 0.03 else text[0].upper() + text[1:] if u[10] < 0.4 else text
-        captions.append(text + ("", "", "", ".", "!")[int(u[11] * 5)])
-    return captions
-
-
 def _pool_scenes(n: int, seed: int, size: int, concepts: Ints, images: bool) -> Scenes:
     """Scenes of given concepts; without pictures only the captions and attributes are made."""
     draws = _uniforms(seed, _SCENES, n, len(LEVELS) + 10)
     attributes = _draw(draws)
     _set_concepts(attributes, concepts)
     pictures = _render(attributes, draws[:, len(LEVELS) :], seed, size, "train", None) if images else _NO_PICTURES
-    return Scenes(pictures, _captions(attributes, _uniforms(seed, _CAPTIONS, n, 14), 0.05, 1.0), attributes)
+    return Scenes(pictures, make_captions(attributes, seed=seed, colour=1.0), attributes)
 
 
 _NO_PICTURES: Bytes = np.zeros((0, 3, 0, 0), dtype=np.uint8)
@@ -393,7 +396,7 @@ def _sprites(size: int) -> tuple[Bytes, Bytes]:
     box = 2 * (size * 10 // 32)
     fine = max(2, 128 // size)  # sub-pixels a side
     made = []
-    for side, outline in ((box, size * 1.8 / 32), (box // 2, size * 1.15 / 32)):
+    for side, outline in ((box, size * 1.8 / 32), (box // 2, size * 0.8 / 32)):
         drawings = [
             _sprite(_inside(shape, side * fine, scale), turn, hollow, striped, dot, side, fine, size, outline)
             for shape in range(10) for turn in range(4) for hollow in (0, 1) for striped in (0, 1) for dot in (0, 1)
@@ -443,7 +446,7 @@ def _inside(shape: int, side: int, scale: float) -> NDArray[np.bool_]:
         np.maximum(ax, ay) < 0.8,
         ax + ay < 1,
         (np.minimum(ax, ay) < 0.3) & (np.maximum(ax, ay) < 0.95),
-        ax + ay + 1.7 * np.sqrt(ax * ay) < 1.05,
+        ax + ay + 1.1 * np.sqrt(ax * ay) < 1.05,
         (y > -0.75) & (ax < (0.95 - y) * 0.55),
         ((y > 0) & (ax < 0.95 - y)) | ((y <= 0) & (y > -0.95) & (ax < 0.32)),
         (1.4 * x * x + (1.15 * y + 0.1) ** 2 - 1) ** 3 < 1.4 * x * x * (1.15 * y + 0.1) ** 3,
