@@ -1,11 +1,11 @@
 """Decide which pairs of a web pool to keep: match captions to metadata entries, then balance the entries.
 
-Symbols
--------
-entries : M strings, e = 0 .. M-1.      texts : N captions, i = 0 .. N-1.
-ids, offsets : the matches in CSR form, int32 (nnz,) and int64 (N + 1,); ``ids[offsets[i]:offsets[i + 1]]`` is M_i, the
-    entries that caption i holds, ascending.
-counts : c_e, int64 (M,).     t : the threshold.     p : p_e, float64 (M,).     q : P(keep caption i), float64 (N,).
+Symbols: M entries, e = 0 .. M-1, and N captions, i = 0 .. N-1.
+
+- ``ids, offsets``: the matches in CSR form, int32 (nnz,) and int64 (N + 1,); ``ids[offsets[i]:offsets[i + 1]]`` is
+  ``M_i``, the entries that caption i holds, ascending.
+- ``counts``: ``c_e``, int64 (M,). ``t``: the threshold. ``p``: ``p_e``, float64 (M,).
+- ``q``: the probability that caption i is kept, ``q_i``, float64 (N,).
 
 References
 ----------
@@ -37,9 +37,10 @@ _SPACING = {ord(mark): f" {mark} " for mark in ",.;:?!`"} | {ord(blank): " " for
 
 
 def space_punctuation(text: str) -> str:
-    """A caption with a space at both ends and on both sides of each ``, . ; : ? ! ` ``; tab and line break to space.
+    """A caption with a space at both ends and on both sides of seven marks; tabs and line breaks become spaces.
 
-    Spaces are not collapsed, and no other mark is touched.
+    The marks are comma, full stop, semicolon, colon, question mark, exclamation mark and backquote. No other mark is
+    touched, and spaces are not collapsed.
 
     >>> space_punctuation("a, b.c")
     ' a ,  b . c '
@@ -127,7 +128,7 @@ class Matcher:
 
 
 def entry_counts(ids: ArrayLike, n_entries: int) -> Ints:
-    """How many captions hold each entry: c_e = |{i : e in M_i}|, equation ``eq-curate-count``; int64 (M,).
+    """How many captions hold each entry: ``c_e = |{i : e in M_i}|``, equation ``eq-curate-count``; int64 (M,).
 
     >>> entry_counts([0, 2, 2], n_entries=4).tolist()
     [1, 0, 2, 0]
@@ -141,7 +142,7 @@ def entry_counts(ids: ArrayLike, n_entries: int) -> Ints:
 
 
 def keep_probability(counts: ArrayLike, t: float) -> Floats:
-    """Chance that one match of entry e keeps its caption: p_e = t / max(c_e, t), equation ``eq-curate-keep``; (M,).
+    """Chance that one match of entry e keeps its caption: ``p_e = t / max(c_e, t)``, equation ``eq-curate-keep``; (M,).
 
     >>> keep_probability([0, 20, 80], t=20).tolist()
     [1.0, 1.0, 0.25]
@@ -153,7 +154,7 @@ def keep_probability(counts: ArrayLike, t: float) -> Floats:
 
 
 def text_keep_probability(ids: ArrayLike, offsets: ArrayLike, p: ArrayLike) -> Floats:
-    """Chance that caption i is kept: q_i = 1 - prod_{e in M_i} (1 - p_e), equation ``eq-curate-text``; float64 (N,).
+    """Chance that caption i is kept: ``q_i = 1 - prod_{e in M_i} (1 - p_e)``, equation ``eq-curate-text``; (N,).
 
     A caption without a match has q = 0: that is the method's only noise filter.
 
@@ -170,9 +171,9 @@ def text_keep_probability(ids: ArrayLike, offsets: ArrayLike, p: ArrayLike) -> F
 
 
 def expected_size(ids: ArrayLike, offsets: ArrayLike, counts: ArrayLike, t: float) -> float:
-    """Captions kept on average, sum_i q_i, known before anything is drawn: equation ``eq-curate-expected``.
+    """Captions kept on average, ``sum_i q_i``, known before anything is drawn: equation ``eq-curate-expected``.
 
-    At most sum_e min(c_e, t), which counts a caption once for each of its entries, and usually far less.
+    At most ``sum_e min(c_e, t)``, which counts a caption once for each of its entries, and usually far less.
 
     >>> expected_size(ids=[0, 1, 0], offsets=[0, 2, 3], counts=[2, 1], t=1)
     1.5
@@ -183,9 +184,9 @@ def expected_size(ids: ArrayLike, offsets: ArrayLike, counts: ArrayLike, t: floa
 
 
 def expected_entry_counts(ids: ArrayLike, offsets: ArrayLike, q: ArrayLike, n_entries: int) -> Floats:
-    """Each entry's count after the draw, on average: the sum of q_i over the captions that hold e; float64 (M,).
+    """Each entry's count after the draw, on average: ``sum of q_i`` over the captions that hold e; (M,).
 
-    At least min(c_e, t), equation ``eq-curate-floor``: t is a floor, not a cap.
+    At least ``min(c_e, t)``, equation ``eq-curate-floor``: t is a floor, not a cap.
 
     >>> expected_entry_counts(ids=[0, 1, 0], offsets=[0, 2, 3], q=[1.0, 0.5], n_entries=2).tolist()
     [1.5, 1.0]
@@ -198,7 +199,7 @@ def expected_entry_counts(ids: ArrayLike, offsets: ArrayLike, q: ArrayLike, n_en
 
 
 def tail_share(counts: ArrayLike, t: float) -> float:
-    """Share of all matches that fall in entries with c_e < t, equation ``eq-curate-tail``; about 0.06 in the paper.
+    """Share of all matches that fall in entries with ``c_e < t``, equation ``eq-curate-tail``; about 0.06 in the paper.
 
     >>> tail_share([1, 3, 16], t=16)
     0.2
