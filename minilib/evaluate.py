@@ -34,7 +34,7 @@ def zero_shot_accuracy(image_features: Any, text_features: Any, labels: Any) -> 
     >>> zero_shot_accuracy([[1.0, 0.0], [0.6, 0.8]], [[1.0, 0.0], [0.0, 1.0]], [0, 0])
     0.5
 
-    Source: Radford et al. (2021), section 3.1. Taught in: CLIP in an hour.
+    Source: Radford et al. (2021), section 3.1. Taught in: notebooks/01_clip.ipynb
     """
     images, texts = _features(image_features, "image_features"), _features(text_features, "text_features")
     if images.shape[1] != texts.shape[1]:
@@ -65,7 +65,7 @@ def pair_accuracy(image_a: Any, image_b: Any, text_a: Any, text_b: Any) -> NDArr
     >>> pair_accuracy([[1.0, 0.0]], [[0.0, 1.0]], [[0.9, 0.1]], [[0.2, 0.8]])
     array([ True])
 
-    Source: Tong et al. (2024), section 2. Taught in: Make it see.
+    Source: Tong et al. (2024), section 2. Taught in: notebooks/04_diva.ipynb
     """
     names = ("image_a", "image_b", "text_a", "text_b")
     a, b, says_a, says_b = (_features(v, n) for v, n in zip((image_a, image_b, text_a, text_b), names, strict=True))
@@ -90,7 +90,7 @@ def wilson_interval(successes: int, total: int, level: float = 0.95) -> tuple[fl
     >>> round(low, 3), round(high, 3)
     (0.49, 0.943)
 
-    Source: Wilson (1927). Taught in: CLIP in an hour.
+    Source: Wilson (1927). Taught in: notebooks/01_clip.ipynb
     """
     if total < 1 or not 0 <= successes <= total:
         raise ValueError(f"need 0 <= successes <= total and total >= 1; got successes={successes}, total={total}.")
@@ -117,7 +117,7 @@ def bootstrap_interval(
     >>> bootstrap_interval([3.0, 3.0, 3.0], seed=0)
     (3.0, 3.0)
 
-    Source: Efron (1979). Taught in: Adapt it.
+    Source: Efron (1979). Taught in: notebooks/02_gda.ipynb
     """
     data = _numpy(values).astype(np.float64)
     if data.ndim != 1 or not len(data) or not np.isfinite(data).all():
@@ -145,7 +145,7 @@ def mean_interval(values: ArrayLike | Any, level: float = 0.95) -> tuple[float, 
     >>> round(low, 3), round(high, 3)
     (-0.484, 4.484)
 
-    Source: Student (1908), "The probable error of a mean", Biometrika 6. Taught in: Adapt it.
+    Source: Student (1908), "The probable error of a mean", Biometrika 6. Taught in: notebooks/02_gda.ipynb
     """
     data = _numpy(values).astype(np.float64)
     if data.ndim != 1 or len(data) < 2 or not np.isfinite(data).all():
@@ -163,7 +163,7 @@ def few_shot_rows(labels: Any, shots: int, *, seed: int) -> NDArray[np.int64]:
     >>> few_shot_rows([0, 1, 0, 1, 1], 1, seed=0).tolist()
     [2, 4]
 
-    Taught in: Adapt it.
+    Taught in: notebooks/02_gda.ipynb
     """
     truth = _numpy(labels)
     order = np.random.default_rng(seed).permutation(len(truth))
@@ -185,7 +185,7 @@ def mcnemar(first: Any, second: Any) -> float:
     >>> mcnemar([True] * 5 + [False], [False] * 5 + [False])  # 5 wins to 0: 2 * (1/2)^5
     0.0625
 
-    Source: McNemar (1947). Taught in: Make it see.
+    Source: McNemar (1947). Taught in: notebooks/04_diva.ipynb
     """
     a, b = _numpy(first), _numpy(second)
     if a.shape != b.shape or a.ndim != 1 or a.dtype != bool or b.dtype != bool:

@@ -1,8 +1,8 @@
 """Gaussian discriminant analysis for CLIP features: labelled features in, a linear classifier out, no training loop.
 
-Symbols: N rows, D features, K classes, X (N, D) image features, y labels, T (K, D) text embeddings, mu_k class means,
-S (D, D) within-class scatter, P precision (an inverse covariance), W (D, K) weights, b (K,) biases, pi_k priors,
-alpha the weight of the classifier beside zero-shot CLIP, s CLIP's logit scale.
+Vectors are rows. Symbols: N rows, D features, K classes, X (N, D) image features, y labels, T (K, D) text embeddings,
+mu_k class means, S (D, D) within-class scatter, P precision (an inverse covariance), W (D, K) weights, b (K,) biases,
+pi_k priors, alpha the weight of the classifier beside zero-shot CLIP, s CLIP's logit scale.
 
 References
 ----------
@@ -58,14 +58,14 @@ class Statistics:
 def class_statistics(X: Floats, index: NDArray[np.int64], n_classes: int) -> Statistics:
     """Counts, class means and scatter around them (equation ``eq-gda-scatter``).
 
-    Objective: ``mu_k = mean of class k's rows``, ``S = sum_n (x_n - mu_{y_n}) (x_n - mu_{y_n})^T`` for X (N, D) and
+    Objective: ``mu_k = mean of class k's rows``, ``S = sum_i (x_i - mu_{y_i})^T (x_i - mu_{y_i})`` for X (N, D) and
     ``index`` (N,), integers in range(K). Means are plain means, not brought back to unit norm.
 
     >>> stats = class_statistics(np.array([[0.0, 1.0], [2.0, 1.0], [5.0, 5.0]]), np.array([0, 0, 1]), 2)
     >>> stats.means.tolist(), stats.scatter.tolist()
     ([[1.0, 1.0], [5.0, 5.0]], [[2.0, 0.0], [0.0, 0.0]])
 
-    Source: Wang et al. (2024), section 3. Taught in: Adapt it.
+    Source: Wang et al. (2024), section 3. Taught in: notebooks/02_gda.ipynb
     """
     n = len(X)
     one_hot = csr_array((np.ones(n), (index, np.arange(n))), shape=(n_classes, n))
@@ -78,10 +78,10 @@ def class_statistics(X: Floats, index: NDArray[np.int64], n_classes: int) -> Sta
 def merge_statistics(first: Statistics, second: Statistics) -> Statistics:
     """Statistics of both sets of rows together, without the rows (equation ``eq-gda-merge``).
 
-    Objective: ``S = S_1 + S_2 + sum_k n_1k n_2k / n_k (mu_1k - mu_2k)(mu_1k - mu_2k)^T``, the pairwise update of Chan
-    et al. It carries the same facts as (n_k, sum x, sum x x^T) but never subtracts two large numbers.
+    Objective: ``S = S_1 + S_2 + sum_k n_1k n_2k / n_k (mu_1k - mu_2k)^T (mu_1k - mu_2k)``, the pairwise update of
+    Chan et al. It carries the same facts as (n_k, sum x, sum x^T x) but never subtracts two large numbers.
 
-    Taught in: Adapt it.
+    Taught in: notebooks/02_gda.ipynb
     """
     counts = first.counts + second.counts
     share = second.counts / np.maximum(counts, 1)  # (K,)
@@ -101,7 +101,7 @@ def ks_precision(scatter: Floats, n_rows: int) -> Floats:
     array([[0.5, 0. ],
            [0. , 1. ]])
 
-    Source: Wang et al. (2024), section 3. Taught in: Adapt it.
+    Source: Wang et al. (2024), section 3. Taught in: notebooks/02_gda.ipynb
     """
     d, trace = len(scatter), float(np.trace(scatter))
     if n_rows < 2 or not trace > 0:
@@ -115,7 +115,7 @@ def ridge_solve(statistics: Statistics, a: float, r: float, right: Floats) -> Fl
     With centred rows A, S = A^T A and B = sqrt(a) A, only an N x N system is solved:
     ``(r I + B^T B)^-1 = (I - B^T (r I + B B^T)^-1 B) / r``. ValueError when the matrix is singular.
 
-    Taught in: Adapt it.
+    Taught in: notebooks/02_gda.ipynb
     """
     d, kept = statistics.means.shape[1], statistics.kept
     try:
@@ -134,12 +134,12 @@ def ridge_solve(statistics: Statistics, a: float, r: float, right: Floats) -> Fl
 def discriminant(means: Floats, precision_means: Floats, priors: Floats) -> tuple[Floats, Floats]:
     """Weights and biases of the linear classifier that Bayes' rule gives (equation ``eq-gda-linear``).
 
-    Objective: ``W = P mu^T`` (D, K), ``b_k = log pi_k - mu_k^T P mu_k / 2`` (K,). ``precision_means`` is P mu^T.
+    Objective: ``W = P mu^T`` (D, K), ``b_k = log pi_k - mu_k P mu_k^T / 2`` (K,). ``precision_means`` is P mu^T.
 
     >>> discriminant(np.array([[2.0], [0.0]]), np.array([[4.0, 0.0]]), np.array([1.0, 1.0]))  # P = 2
     (array([[4., 0.]]), array([-4.,  0.]))
 
-    Source: Wang et al. (2024), section 3. Taught in: Adapt it.
+    Source: Wang et al. (2024), section 3. Taught in: notebooks/02_gda.ipynb
     """
     with np.errstate(divide="ignore"):  # a prior of 0 is a bias of minus infinity: never predicted
         return precision_means, np.log(priors) - (means * precision_means.T).sum(axis=1) / 2
@@ -175,7 +175,7 @@ class GDA(ClassifierMixin, BaseEstimator):
     >>> GDA().fit(X, y).predict([[1.0, 5.0], [3.5, -1.0]]).tolist()
     ['left', 'right']
 
-    Source: Wang et al. (2024), section 3. Taught in: Adapt it.
+    Source: Wang et al. (2024), section 3. Taught in: notebooks/02_gda.ipynb
     """
 
     classes_: NDArray[Any]
@@ -302,7 +302,7 @@ class ZeroShotGDA(ClassifierMixin, BaseEstimator):
     A class without samples takes its text embedding, moved by the mean difference between images and texts of the other
     classes, as its mean (the reference code gives NaN for every class). Validation rows choose alpha and nothing else.
 
-    Source: Wang et al. (2024), section 3. Taught in: Adapt it.
+    Source: Wang et al. (2024), section 3. Taught in: notebooks/02_gda.ipynb
     """
 
     def __init__(

@@ -118,3 +118,98 @@ def plot_sizes(
     ax.set(xscale="log", yscale="log", xlabel="threshold t", ylabel="captions kept")
     ax.legend(loc="lower right")
     return ax
+
+
+_STYLES, _MARKS = ("-", "--", "-.", ":"), ("o", "s", "^", "D")
+
+
+def plot_pictures(axes: Iterable[Axes], images: ArrayLike, titles: Sequence[str], right: Sequence[bool]) -> None:
+    """Pictures (n, 3, h, w) uint8, one on each axes, under a title: blue where ``right``, else vermilion and slanted.
+
+    Taught in: notebooks/02_gda.ipynb
+    """
+    for ax, image, title, good in zip(axes, np.asarray(images), titles, right, strict=True):
+        ax.imshow(image.transpose(1, 2, 0), interpolation="nearest")
+        colour, style = (PALETTE[0], "normal") if good else (PALETTE[1], "italic")
+        ax.set_title(title, loc="center", fontsize=10, color=colour, style=style)
+        ax.set(xticks=[], yticks=[])
+
+
+def plot_gaussians(
+    ax: Axes, points: ArrayLike, labels: ArrayLike, means: ArrayLike, covariance: ArrayLike, names: Sequence[str]
+) -> Axes:
+    """Points (N, 2) of K classes, class means (K, 2) as crosses, and the shared covariance (2, 2) as 2-sigma ellipses.
+
+    Taught in: notebooks/02_gda.ipynb
+    """
+    rows, centres = np.asarray(points), np.asarray(means)
+    values, vectors = np.linalg.eigh(np.asarray(covariance))
+    angle = np.linspace(0, 2 * np.pi, 100)
+    ring = 2 * (np.stack([np.cos(angle), np.sin(angle)], axis=1) * np.sqrt(values)) @ vectors.T  # (100, 2)
+    for k, (mean, name) in enumerate(zip(centres, names, strict=True)):
+        mine = rows[np.asarray(labels) == k]
+        ax.plot(*mine.T, _MARKS[k % 4], color=PALETTE[k], markersize=4, alpha=0.6, label=name)
+        ax.plot(*(mean + ring).T, color=PALETTE[k], linewidth=2)
+        ax.plot(*mean, marker="+", color=INK, markersize=14, markeredgewidth=2.5)
+    ax.legend()
+    return ax
+
+
+def plot_regions(ax: Axes, weights: ArrayLike, biases: ArrayLike) -> Axes:
+    """Shade where each class of the classifier x W + b wins, for W (2, K) and b (K,), within the limits of ``ax``.
+
+    Taught in: notebooks/02_gda.ipynb
+    """
+    ax.autoscale(False)
+    x, y = np.meshgrid(np.linspace(*ax.get_xlim(), 400), np.linspace(*ax.get_ylim(), 400))
+    winner = (np.stack([x, y], axis=-1) @ np.asarray(weights) + np.asarray(biases)).argmax(axis=-1)  # (400, 400)
+    for k in range(np.asarray(biases).size):
+        ax.contourf(x, y, winner == k, levels=[0.5, 1.5], colors=[PALETTE[k]], alpha=0.12)
+        ax.contour(x, y, winner == k, levels=[0.5], colors=INK, linewidths=1)
+    return ax
+
+
+def plot_eigenvalues(ax: Axes, estimates: Mapping[str, ArrayLike], truth: ArrayLike) -> Axes:
+    """Eigenvalues (D,) of a covariance, largest first, for several estimates and the truth; logarithmic.
+
+    Taught in: notebooks/02_gda.ipynb
+    """
+    for i, (name, values) in enumerate(estimates.items()):
+        ax.plot(np.sort(np.asarray(values))[::-1], _STYLES[i % 4], color=PALETTE[i], label=name, linewidth=2)
+    ax.plot(np.sort(np.asarray(truth))[::-1], color=INK, linewidth=1.2, label="the truth")
+    ax.set(yscale="log", xlabel="eigenvalue, from the largest", ylabel="size")
+    ax.legend()
+    return ax
+
+
+def plot_shots(
+    ax: Axes, shots: Sequence[int], curves: Mapping[str, ArrayLike], bands: Mapping[str, ArrayLike], zero_shot: float
+) -> Axes:
+    """Mean accuracy (shots,) against shots, shares drawn as per cent, with bands (2, shots); a line for zero-shot CLIP.
+
+    Taught in: notebooks/02_gda.ipynb
+    """
+    place = np.arange(len(shots))
+    for i, (name, values) in enumerate(curves.items()):
+        low, high = 100 * np.asarray(bands[name])
+        ax.fill_between(place, low, high, color=PALETTE[i], alpha=0.2, linewidth=0)
+        ax.plot(place, 100 * np.asarray(values), _STYLES[i % 4], marker=_MARKS[i % 4], color=PALETTE[i], label=name)
+    ax.axhline(100 * zero_shot, color=INK, linewidth=1.5, linestyle=(0, (1, 2)), label="zero-shot")
+    ax.set_xticks(place, [str(n) for n in shots])
+    ax.set(xlabel="labelled pictures of each class", ylabel="accuracy (%)")
+    ax.legend()
+    return ax
+
+
+def plot_alpha(ax: Axes, alphas: ArrayLike, curves: Mapping[str, ArrayLike]) -> Axes:
+    """Accuracy (a,) against alpha (a,) on a logarithmic axis, one curve a name, each with a ring at its first best.
+
+    Taught in: notebooks/02_gda.ipynb
+    """
+    for i, (name, values) in enumerate(curves.items()):
+        v = 100 * np.asarray(values)
+        ax.plot(alphas, v, _STYLES[i % 4], marker=_MARKS[i % 4], color=PALETTE[i], label=name)
+        ax.plot(np.asarray(alphas)[v.argmax()], v.max(), "o", ms=14, mfc="none", mec=PALETTE[i], mew=2)
+    ax.set(xscale="log", xlabel=r"$\alpha$", ylabel="accuracy (%)")
+    ax.legend()
+    return ax
