@@ -1,0 +1,166 @@
+"""Let a frozen denoiser's error teach a CLIP's vision tower (DIVA), in its first, small form.
+
+A picture is noised, and a frozen denoiser must tell the noise, given what CLIP says of the picture. What CLIP leaves out the
+denoiser lacks, so the gradient of its error asks CLIP to say more. Only the vision tower moves; no caption is used.
+
+References: Wang et al. 2025, "Diffusion Feedback Helps CLIP See Better" (ICLR, arXiv:2407.20171), sections 3.2 and 3.3.
+
+Taught in: notebooks/04_diva.ipynb
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minilib.models import Clip, Denoiser
+from minilib.training import draw_noise, noise_prediction_loss, optimise
+
+
+@dataclass(frozen=True)
+class Config:
+    """How to refine a vision tower. The defaults are the toy world's short run."""
+
+    steps: int = 150
+    """Optimiser steps."""
+    lr: float = 3e-4
+    """Peak learning rate of AdamW, cosine decay."""
+    batch: int = 64
+    """Pictures a step."""
+    draws: int = 1
+    """Draws of (timestep, noise) for each picture; each weighs the same."""
+    anchor: float = 0.03
+    """Weight of one minus the cosine to the picture's original feature; 0 lets the tower drift freely."""
+    wrong_image: bool = False
+    """Control: condition each picture's denoising on the next picture of the batch."""
+    seed: int = 0
+    """Decides the batches, the timesteps and the noise."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "draws", "lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive; not {getattr(self, name)!r}")
+        if self.anchor < 0:
+            raise ValueError(f"anchor must be zero or positive; not {self.anchor!r}")
+        if self.wrong_image and self.batch < 2:
+            raise ValueError("wrong_image needs a batch of at least 2, to have another picture; not 1")
+
+
+def condition(embedding: Tensor) -> Tensor:
+    """The context that a denoiser sees: one token, the unit-norm embedding times the root of its width (``eq-diva-condition``).
+
+    (n, d) -> (n, 1, d), each token with entries of order one. Departs from the paper, which adds projected patch tokens to a
+    constant text embedding: here picture and caption share one space, so no projection has to be learnt.
+
+    >>> condition(torch.eye(2)).shape, round(float(condition(torch.eye(2)).norm(dim=-1)[0, 0]), 4)
+    (torch.Size([2, 1, 2]), 1.4142)
+
+    Taught in: notebooks/04_diva.ipynb
+    """
+    return embedding[:, None] * embedding.shape[1] ** 0.5
+
+
+def feedback_loss(
+    clip: Clip, denoiser: Denoiser, images: Tensor, noise: Tensor, timesteps: Tensor, *, wrong_image: bool = False
+) -> Tensor:
+    """Error of the frozen denoiser given CLIP's own embeddings, one number a draw and picture (``eq-diva-loss``).
+
+    images uint8 (n, 3, h, w); noise (draws * n, c, h', w') and timesteps (draws * n,), draw by draw. CLIP and the latent
+    encoder run once a picture. Returns (draws * n,); its mean has a gradient in the vision tower alone.
+
+    Taught in: notebooks/04_diva.ipynb
+    """
+    c = condition(clip.embed_images(images))  # (n, 1, d)
+    if c.shape[-1] != denoiser.context_width:
+        raise ValueError(f"the denoiser's context is {denoiser.context_width} wide, {clip.name} embeds in {c.shape[-1]}: "
+                         "use a denoiser trained for this CLIP")  # fmt: skip
+    if wrong_image:
+        c = c.roll(1, dims=0)
+    draws = len(noise) // len(images)
+    latents = denoiser.encode(images).repeat(draws, 1, 1, 1)
+    return noise_prediction_loss(denoiser, latents, c.repeat(draws, 1, 1), noise, timesteps)
+
+
+def train(
+    clip: Clip,
+    denoiser: Denoiser,
+    images: np.ndarray,
+    config: Config | None = None,
+    *,
+    on_step: Callable[[int, float, Clip], None] | None = None,
+) -> tuple[Clip, list[float]]:
+    """Refine a copy of ``clip`` on pictures alone by a frozen denoiser's feedback; return it with the loss of each step.
+
+    Minimises mean ``feedback_loss`` plus ``anchor`` times the mean of 1 - cos(feature, original feature).
+
+    Parameters
+    ----------
+    images : uint8 (N, 3, h, w), N at least ``config.batch``.
+    config : see ``Config``.
+    on_step : called with (step, loss, the clip in training) after each step, for curves.
+
+    Raises
+    ------
+    ValueError : too few pictures, another shape, or a denoiser whose context has another width.
+    FloatingPointError : a loss that is not finite, with its step.
+
+    Notes
+    -----
+    Departs from the reference code: draws weigh the same, CLIP runs once a picture, AdamW and an anchor in place of SGD
+    without one. The reference's recipe is a preset of the full trainer.
+
+    Source: Wang et al. 2025, section 3. Taught in: notebooks/04_diva.ipynb
+    """
+    config = config or Config()
+    if len(images) < config.batch:
+        raise ValueError(f"a batch of {config.batch} needs at least that many pictures; got {len(images)}")
+    pool, original = torch.from_numpy(np.ascontiguousarray(images)), clip.encode_images(images)
+    pupil = Clip(copy.deepcopy(clip.model), clip.tokenizer, f"{clip.name}+diva")
+    pupil.model.requires_grad_(False)
+    pupil.model.visual.requires_grad_(True)  # type: ignore[union-attr]
+    denoiser.eval().requires_grad_(False)
+    shape = denoiser.encode(pool[:1]).shape[1:]
+
+    def loss_at(step: int) -> Tensor:
+        rng = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        rows = torch.randperm(len(pool), generator=rng)[: config.batch]
+        blank = torch.zeros(config.draws * config.batch, *shape, device=pupil.device)
+        noise, times = draw_noise(blank, denoiser.steps, rng)
+        error = feedback_loss(pupil, denoiser, pool[rows], noise, times, wrong_image=config.wrong_image).mean()
+        if not config.anchor:
+            return error
+        return error + config.anchor * anchor_loss(pupil.embed_images(pool[rows]), original[rows.to(original.device)])
+
+    hook = (lambda step, loss: on_step(step, loss, pupil)) if on_step else None
+    losses = optimise(loss_at, pupil.model, steps=config.steps, lr=config.lr, on_step=hook, warmup=10, label="DIVA")
+    pupil.model.requires_grad_(False)
+    return pupil, losses
+
+
+def anchor_loss(features: Tensor, original: Tensor) -> Tensor:
+    """Mean of 1 - cosine between unit-norm features (n, d) and what they were before (``eq-diva-anchor``).
+
+    Taught in: notebooks/04_diva.ipynb
+    """
+    return (1 - (features * original).sum(1)).mean()
+
+
+def perturb(clip: Clip, refined: Clip, *, seed: int) -> Clip:
+    """Control: move each vision tensor of ``clip`` as far as ``refined`` moved it, in a random direction.
+
+    Taught in: notebooks/04_diva.ipynb
+    """
+    rng = torch.Generator().manual_seed(seed)
+    other = Clip(copy.deepcopy(clip.model), clip.tokenizer, f"{clip.name}+noise")
+    goal = dict(refined.model.visual.named_parameters())  # type: ignore[union-attr]
+    with torch.no_grad():
+        for name, p in other.model.visual.named_parameters():  # type: ignore[union-attr]
+            direction = torch.randn(p.shape, generator=rng).to(p)
+            p += direction * (goal[name] - p).norm() / direction.norm()
+    return other

@@ -1,0 +1,177 @@
+"""DIVA: the condition, the gradient's path through a frozen denoiser, and honest controls."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from minilib import diva, models, training, world
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return models.load_clip("toy-blind", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def denoiser():
+    return models.load_denoiser("toy", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return world.make_scenes(12, seed=0).images
+
+
+@pytest.mark.equation("eq-diva-condition")
+def test_condition_is_one_token_with_entries_of_order_one(clip, images):
+    c = diva.condition(clip.encode_images(images))
+    assert c.shape == (12, 1, 128)
+    assert torch.allclose(c.square().mean(-1), torch.ones(12, 1), atol=1e-5)
+
+
+@pytest.mark.equation("eq-diva-loss")
+def test_loss_and_gradient_equal_the_plain_formula_in_float64(clip, denoiser, images):
+    """Draw by draw and picture by picture, with nothing batched or cached, and every draw weighing the same."""
+    clip, denoiser = copy.deepcopy(clip), copy.deepcopy(denoiser)
+    clip.model.double().visual.requires_grad_(True)
+    denoiser.double()
+    pixels, rng = torch.from_numpy(images[:3]), torch.Generator().manual_seed(0)
+    noise = torch.randn(6, 16, 8, 8, generator=rng, dtype=torch.float64)
+    times = torch.tensor([100, 400, 700, 50, 950, 300])
+    clip.preprocess = lambda x: models.Clip.preprocess(clip, x).double()
+    clip.embed_images = lambda x: torch.nn.functional.normalize(clip.model.encode_image(clip.preprocess(x)), dim=-1)
+    denoiser.encode = lambda x: denoiser.codec.encode(x.double() / 255)
+    visual = list(clip.model.visual.parameters())
+    fast = diva.feedback_loss(clip, denoiser, pixels, noise, times)
+    grads = torch.autograd.grad(fast.mean(), visual)
+    slow = torch.zeros((), dtype=torch.float64)
+    for draw in range(2):
+        for i in range(3):
+            k, a = draw * 3 + i, denoiser.scheduler.alphas_cumprod.double()[times[draw * 3 + i]]
+            z = denoiser.codec.encode(pixels[i : i + 1].double() / 255)
+            noisy = a.sqrt() * z + (1 - a).sqrt() * noise[k : k + 1]
+            f = clip.model.encode_image(clip.preprocess(pixels[i : i + 1]))
+            c = f / f.norm() * 128**0.5
+            guess = denoiser.unet(noisy, times[k], encoder_hidden_states=c[None]).sample
+            slow = slow + (guess - noise[k : k + 1]).square().mean() / 6
+    assert torch.allclose(fast.mean(), slow, rtol=1e-6)
+    for a, b in zip(grads, torch.autograd.grad(slow, visual), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.equation("eq-diva-loss")
+def test_gradient_agrees_with_a_finite_difference(clip, denoiser, images):
+    clip, denoiser = copy.deepcopy(clip), copy.deepcopy(denoiser)
+    clip.model.double().visual.requires_grad_(True)
+    denoiser.double()
+    clip.embed_images = lambda x: torch.nn.functional.normalize(
+        clip.model.encode_image(models.Clip.preprocess(clip, x).double()), dim=-1
+    )
+    denoiser.encode = lambda x: denoiser.codec.encode(x.double() / 255)
+    pixels, noise = torch.from_numpy(images[:2]), torch.randn(2, 16, 8, 8, dtype=torch.float64)
+    weight = clip.model.visual.proj
+    loss = lambda: diva.feedback_loss(clip, denoiser, pixels, noise, torch.tensor([300, 600])).mean()  # noqa: E731
+    slope = torch.autograd.grad(loss(), weight)[0]
+    direction, h = torch.randn_like(weight), 1e-5
+    with torch.no_grad():
+        weight += h * direction
+        up = loss()
+        weight -= 2 * h * direction
+        down = loss()
+    assert torch.allclose((up - down) / (2 * h), (slope * direction).sum(), rtol=1e-4)
+
+
+@pytest.mark.equation("eq-diva-anchor")
+def test_anchor_is_zero_at_home_one_at_right_angles_two_opposite():
+    home = torch.eye(4)[:2]
+    for moved, expected in ((home, 0.0), (torch.eye(4)[2:], 1.0), (-home, 2.0)):
+        assert float(diva.anchor_loss(moved, home)) == expected
+
+
+def test_only_the_vision_tower_of_the_copy_moves(clip, denoiser, images):
+    before = {k: v.clone() for k, v in clip.model.state_dict().items()}
+    unet = [p.clone() for p in denoiser.parameters()]
+    new, losses = diva.train(clip, denoiser, images, diva.Config(steps=2, batch=4))
+    assert len(losses) == 2 and all(torch.equal(v, before[k]) for k, v in clip.model.state_dict().items())
+    changed = {k for k, v in new.model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed and all(k.startswith("visual.") for k in changed)
+    assert all(torch.equal(a, b) and b.grad is None for a, b in zip(unet, denoiser.parameters(), strict=True))
+
+
+def test_a_seed_decides_everything(clip, denoiser, images):
+    config = diva.Config(steps=2, batch=4, seed=5)
+    a, b = (diva.train(clip, denoiser, images, config)[0] for _ in range(2))
+    other = diva.train(clip, denoiser, images, diva.Config(steps=2, batch=4, seed=6))[0]
+    same = lambda x, y: all(torch.equal(p, q) for p, q in zip(x.model.parameters(), y.model.parameters(), strict=True))  # noqa: E731
+    assert same(a, b) and not same(a, other)
+
+
+def test_noise_control_moves_each_tensor_exactly_as_far(clip, denoiser, images):
+    refined, _ = diva.train(clip, denoiser, images, diva.Config(steps=2, batch=4))
+    control = diva.perturb(clip, refined, seed=0)
+    start = dict(clip.model.named_parameters())
+    goal, moved = (dict(m.model.named_parameters()) for m in (refined, control))
+    for name, p in start.items():
+        assert torch.allclose((goal[name] - p).norm(), (moved[name] - p).norm(), rtol=1e-2, atol=1e-6)
+        assert name.startswith("visual.") or torch.equal(moved[name], p)
+
+
+def test_the_wrong_image_costs_more(clip, denoiser):
+    """What the teacher was trained for: the right picture's embedding helps it, its neighbour's does not."""
+    images = torch.from_numpy(world.make_scenes(64, seed=3).images)
+    z = denoiser.encode(images)
+    noise, times = training.draw_noise(z, 1000, torch.Generator().manual_seed(0))
+    right, wrong = (diva.feedback_loss(clip, denoiser, images, noise, times, wrong_image=w).mean() for w in (False, True))
+    assert wrong > 1.05 * right
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("steps", 0, "steps must be positive; not 0"),
+        ("lr", -1.0, "lr must be positive"),
+        ("batch", 0, "batch must be positive"),
+        ("draws", 0, "draws must be positive"),
+        ("anchor", -0.1, "anchor must be zero or positive"),
+    ],
+)
+def test_config_refuses_what_cannot_work(field, value, said):
+    with pytest.raises(ValueError, match=said):
+        diva.Config(**{field: value})
+
+
+def test_too_few_pictures_and_a_foreign_denoiser_are_named(clip, denoiser, images):
+    with pytest.raises(ValueError, match="batch of 64 needs at least that many pictures; got 12"):
+        diva.train(clip, denoiser, images)
+    narrow = models.new_denoiser()
+    narrow.unet.register_to_config(cross_attention_dim=64)
+    with pytest.raises(ValueError, match="64 wide, toy-blind embeds in 128"):
+        diva.train(clip, narrow, images, diva.Config(steps=1, batch=4))
+
+
+def test_wrong_image_needs_a_neighbour():
+    with pytest.raises(ValueError, match="batch of at least 2"):
+        diva.Config(batch=1, wrong_image=True)
+
+
+def test_150_steps_beat_the_noise_control_and_keep_zero_shot(clip, denoiser):
+    """The floor of the toy world, on pairs and pictures that no tuning looked at."""
+    from minilib import evaluate, features
+
+    new, _ = diva.train(clip, denoiser, world.make_scenes(2000, seed=41_000).images)
+    noise = diva.perturb(clip, new, seed=0)
+    pairs = world.make_pairs(100, seed=41_001)
+    won = [evaluate.pair_accuracy(*features.pair_features(c, pairs)) for c in (new, noise)]
+    low, _ = evaluate.bootstrap_interval(won[0].astype(float) - won[1], seed=0)
+    assert low > 0
+    scenes = world.make_scenes(1500, seed=41_002, split="test")
+    before, after = (
+        evaluate.zero_shot_accuracy(
+            c.encode_images(scenes.images), features.class_embeddings(c, world.CONCEPTS), scenes.concepts
+        )
+        for c in (clip, new)
+    )
+    assert after > before - 0.02
+    assert np.mean(won[0]) > np.mean(won[1])
