@@ -1,7 +1,7 @@
 """Turn arrays into matplotlib axes in the book's one style: one chart a function, drawn on the ``ax`` it is given.
 
-Nothing here computes a result or knows a model. Colours follow Okabe and Ito (2008), which readers with the common kinds of
-colour blindness can tell apart, on an opaque light ground that also stands on a dark page.
+Nothing here computes a result or knows a model. Colours follow Okabe and Ito (2008), which readers with the common
+kinds of colour blindness can tell apart, on an opaque light ground that also stands on a dark page.
 
 Taught in: notebooks/01_clip.ipynb
 """
@@ -96,9 +96,9 @@ def plot_tail_share(ax: Axes, counts: Mapping[str, ArrayLike], share: float) -> 
         below = np.append(0, np.cumsum(ordered)) / ordered.sum()  # share of the matches in the k smallest entries
         ax.step(np.append(ordered, ordered[-1] + 1), below, style, where="pre", label=label, linewidth=2)
     ax.axhline(share, color=PALETTE[7], linewidth=1)
-    ax.annotate(f"{share:.0%}", (1, share), xytext=(0, 4), textcoords="offset points", color=PALETTE[7])
+    ax.text(0.01, share + 0.01, f"{share:.0%}", transform=ax.get_yaxis_transform(), color=PALETTE[7])
     ax.set(xscale="log", xlabel="threshold t", ylabel="share of matches in entries below t", ylim=(0, 1.02))
-    ax.legend(loc="upper left", bbox_to_anchor=(0, 0.93))
+    ax.legend(loc="upper left")
     return ax
 
 
@@ -183,9 +183,13 @@ def plot_eigenvalues(ax: Axes, estimates: Mapping[str, ArrayLike], truth: ArrayL
 
 
 def plot_shots(
-    ax: Axes, shots: Sequence[int], curves: Mapping[str, ArrayLike], bands: Mapping[str, ArrayLike], zero_shot: float
+    ax: Axes,
+    shots: Sequence[int],
+    curves: Mapping[str, ArrayLike],
+    bands: Mapping[str, ArrayLike],
+    zero_shot: float | None = None,
 ) -> Axes:
-    """Mean accuracy (shots,) against shots, shares drawn as per cent, with bands (2, shots); a line for zero-shot CLIP.
+    """Mean accuracy (shots,) against shots, shares drawn as per cent, with bands (2, shots); a line at zero-shot CLIP.
 
     Taught in: notebooks/02_gda.ipynb
     """
@@ -194,7 +198,8 @@ def plot_shots(
         low, high = 100 * np.asarray(bands[name])
         ax.fill_between(place, low, high, color=PALETTE[i], alpha=0.2, linewidth=0)
         ax.plot(place, 100 * np.asarray(values), _STYLES[i % 4], marker=_MARKS[i % 4], color=PALETTE[i], label=name)
-    ax.axhline(100 * zero_shot, color=INK, linewidth=1.5, linestyle=(0, (1, 2)), label="zero-shot")
+    if zero_shot is not None:
+        ax.axhline(100 * zero_shot, color=INK, linewidth=1.5, linestyle=(0, (1, 2)), label="zero-shot")
     ax.set_xticks(place, [str(n) for n in shots])
     ax.set(xlabel="labelled pictures of each class", ylabel="accuracy (%)")
     ax.legend()
