@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 venv="${1:?usage: scripts/environment.sh FOLDER [PYTHON]}"
 wanted="${2:-}"
-need_gb="${MINILIB_NEED_GB:-7}"
+need_gb="${MINILIB_NEED_GB:-8}"
 done_mark="$venv/.minilib-lock"
 busy_mark="$venv/.minilib-unfinished"
 

@@ -1,0 +1,73 @@
+"""Build the book into _build/html, running the chapters that changed.
+
+A chapter's outputs are cached by its code. They also depend on the library, so when minilib or its weights change, the
+cache is dropped and every chapter runs again. With ``--if-needed``, do nothing when the built book is newer than all
+its sources.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "_build"
+LIBRARY_MARK = BUILD / "library.sha256"
+DONE_MARK = BUILD / "book.done"
+BUILD_COMMAND = ["build", ".", "--toc", "book/_toc.yml", "-W", "-n", "--keep-going"]
+
+
+def files(*folders: str) -> list[Path]:
+    """Every source file below the given folders."""
+    found = (path for folder in folders for path in sorted((ROOT / folder).rglob("*")))
+    return [path for path in found if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc"]
+
+
+def library_hash() -> str:
+    """What the chapters' outputs depend on besides their own code."""
+    digest = hashlib.sha256()
+    for path in [*files("minilib"), ROOT / "requirements.lock"]:
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def up_to_date() -> bool:
+    """Whether the last build succeeded and no source is newer than it."""
+    if not DONE_MARK.exists() or not (BUILD / "html" / "index.html").exists():
+        return False
+    sources = [*files("book", "notebooks", "minilib", "tests"), ROOT / "_config.yml", ROOT / "pyproject.toml"]
+    built = DONE_MARK.stat().st_mtime
+    return all(path.stat().st_mtime <= built for path in sources)
+
+
+def main() -> int:
+    if "--if-needed" in sys.argv[1:] and up_to_date():
+        print("minilib: the book in _build/html is up to date")
+        return 0
+    BUILD.mkdir(exist_ok=True)
+    DONE_MARK.unlink(missing_ok=True)
+    library, started = library_hash(), time.time()
+    if not LIBRARY_MARK.exists() or LIBRARY_MARK.read_text() != library:
+        print("minilib: building the book; every chapter runs (a few minutes on two cores)", flush=True)
+        for stale in (".jupyter_cache", "html", ".doctrees"):
+            shutil.rmtree(BUILD / stale, ignore_errors=True)
+        LIBRARY_MARK.write_text(library)
+    else:
+        print("minilib: building the book; only changed chapters run", flush=True)
+    code = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
+    failed = subprocess.run([sys.executable, "-c", code, *BUILD_COMMAND], cwd=ROOT).returncode
+    if failed:
+        print("minilib: the book did not build; the first warning or error above says why", file=sys.stderr)
+        return 1
+    DONE_MARK.touch()
+    page = BUILD / "html" / "index.html"
+    print(f"minilib: the book stands after {time.time() - started:.0f} s: open {page}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
