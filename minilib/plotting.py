@@ -218,3 +218,62 @@ def plot_alpha(ax: Axes, alphas: ArrayLike, curves: Mapping[str, ArrayLike]) -> 
     ax.set(xscale="log", xlabel=r"$\alpha$", ylabel="accuracy (%)")
     ax.legend()
     return ax
+
+
+def plot_captioned(axes: Iterable[Axes], images: ArrayLike, captions: Sequence[str], width: int = 19) -> None:
+    """Pictures (n, 3, h, w) uint8, one on each axes, over their captions.
+
+    Taught in: notebooks/01_clip.ipynb
+    """
+    for ax, image, caption in zip(axes, np.asarray(images), captions, strict=True):
+        ax.imshow(image.transpose(1, 2, 0), interpolation="nearest")
+        ax.set_xlabel(textwrap.fill(caption, width), fontsize=9)
+        ax.set(xticks=[], yticks=[])
+
+
+def plot_similarity(ax: Axes, cosines: ArrayLike) -> Axes:
+    """Heat map of cosines (pictures, captions), dark where they are large.
+
+    Taught in: notebooks/01_clip.ipynb
+    """
+    sns.heatmap(np.asarray(cosines), ax=ax, cmap="crest", square=True, cbar_kws={"label": "cosine"})
+    ax.set(xlabel="caption", ylabel="picture")
+    return ax
+
+
+def plot_losses(ax: Axes, curves: Mapping[str, ArrayLike], guess: float | None = None) -> Axes:
+    """Loss of each step, a curve for each label; a line at what a guess costs.
+
+    Taught in: notebooks/01_clip.ipynb
+    """
+    for i, (label, values) in enumerate(curves.items()):
+        ax.plot(np.asarray(values), _STYLES[i % 4], color=PALETTE[i], label=label)
+    if guess is not None:
+        ax.axhline(guess, color=PALETTE[7], linestyle="--", label="guessing")
+    ax.set(xlabel="step", ylabel="loss (nats)")
+    ax.legend()
+    return ax
+
+
+def plot_patterns(
+    ax: Axes,
+    patterns: Sequence[str],
+    values: Mapping[str, ArrayLike],
+    intervals: Mapping[str, ArrayLike],
+    guess: float = 0.25,
+) -> Axes:
+    """Shares (patterns,) as groups of bars with intervals (patterns, 2), a colour for each label; a line at a guess.
+
+    Taught in: notebooks/01_clip.ipynb
+    """
+    place, width = np.arange(len(patterns)), 0.8 / len(values)
+    for i, (label, shares) in enumerate(values.items()):
+        v, (low, high) = 100 * np.asarray(shares), 100 * np.asarray(intervals[label]).T
+        x = place + (i - (len(values) - 1) / 2) * width
+        error = np.clip([v - low, high - v], 0, None)
+        ax.bar(x, v, width, yerr=error, color=PALETTE[i], label=label, error_kw={"ecolor": INK, "elinewidth": 1})
+    ax.axhline(100 * guess, color=INK, linestyle="--", linewidth=1, label="a guess")
+    ax.set_xticks(place, patterns, rotation=25)
+    ax.set(ylabel="pairs solved (%)", ylim=(0, 100))
+    ax.legend(ncols=len(values) + 1, loc="upper center", bbox_to_anchor=(0.5, 1.14))
+    return ax
