@@ -160,8 +160,9 @@ def plot_regions(ax: Axes, weights: ArrayLike, biases: ArrayLike) -> Axes:
 
     Taught in: notebooks/02_gda.ipynb
     """
-    ax.autoscale(False)
-    x, y = np.meshgrid(np.linspace(*ax.get_xlim(), 400), np.linspace(*ax.get_ylim(), 400))
+    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    ax.set(xlim=(left, right), ylim=(low, high))  # fixed: shading must not widen them
+    x, y = np.meshgrid(np.linspace(left, right, 400), np.linspace(low, high, 400))
     winner = (np.stack([x, y], axis=-1) @ np.asarray(weights) + np.asarray(biases)).argmax(axis=-1)  # (400, 400)
     for k in range(np.asarray(biases).size):
         ax.contourf(x, y, winner == k, levels=[0.5, 1.5], colors=[PALETTE[k]], alpha=0.12)
