@@ -92,7 +92,7 @@ def test_exercises_state_minutes(path):
 
 def test_page_skeleton(path):
     text = prose(path)
-    assert text.startswith("# "), "a chapter opens with its title"
+    assert read(path).cells[0].source.startswith("# "), "a chapter opens with its title, above all code"
     for part in ("you will be able to", "summary", "further reading", "predict first"):
         assert part in text.lower(), f"{path.name} lacks: {part}"
 

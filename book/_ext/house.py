@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+ARRAY = re.compile(r"[~.\w]*ndarray\[tuple\[[~.\w]*Any, \.\.\.\], [~.\w]*dtype\[[~.\w]*?(\w+)\]\]")
 PLACEHOLDER_ENDING = ".invalid"  # reserved: nobody can own such a name
 THEBE_SETTINGS = re.compile(
     r'<script type="text/x-thebe-config">.*?</script>\s*(<script>kernelName = .*?</script>)?', re.DOTALL
@@ -56,8 +57,16 @@ def skip_borrowed(app: Any, what: str, name: str, member: Any, skip: bool, optio
     return True if name.startswith("set_") and name.endswith("_request") else None
 
 
+def shorten_types(
+    app: Any, what: str, name: str, thing: Any, options: Any, signature: str | None, returns: str | None
+) -> Any:
+    """Write an array's type as a reader says it: ``ndarray[uint8]``."""
+    return tuple(ARRAY.sub(r"ndarray[\1]", text) if text else text for text in (signature, returns))
+
+
 def setup(app: Any) -> dict[str, bool]:
     app.connect("config-inited", set_buttons, priority=100)
     app.connect("html-page-context", drop_foreign_files, priority=900)
+    app.connect("autodoc-process-signature", shorten_types)
     app.connect("autodoc-skip-member", skip_borrowed)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -84,6 +84,12 @@ def collect(root: Path) -> list[Entry]:
     return list(entries.values())
 
 
+def in_words(test: str) -> str:
+    """``test_gda.py::test_ks_by_hand`` as it is read: ks by hand (`test_gda.py`)."""
+    file, name = test.split("::")
+    return f"{name.removeprefix('test_').replace('_', ' ')} (`{file}`)"
+
+
 def setup(app: Any) -> dict[str, bool]:
     from sphinx.util import logging
     from sphinx.util.docutils import SphinxDirective
@@ -102,7 +108,7 @@ def setup(app: Any) -> dict[str, bool]:
                     logging.getLogger(__name__).warning(message, location=self.get_location())
                 functions = " ".join(f"{{py:obj}}`~{name}`" for name in entry.functions)
                 where = f"{{eq}}`{entry.label}` in {{doc}}`/{entry.page}`" if entry.page else entry.label
-                rows.append(f"| {where} | {functions} | {'<br>'.join(f'`{test}`' for test in entry.tests)} |")
+                rows.append(f"| {where} | {functions} | {'; '.join(map(in_words, entry.tests))} |")
             return self.parse_text_to_nodes("\n".join(rows))
 
     app.add_directive("ledger", Ledger)
