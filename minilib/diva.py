@@ -1,9 +1,11 @@
 """Let a frozen denoiser's error teach a CLIP's vision tower (DIVA), in its first, small form.
 
-A picture is noised, and a frozen denoiser must tell the noise, given what CLIP says of the picture. What CLIP leaves out the
-denoiser lacks, so the gradient of its error asks CLIP to say more. Only the vision tower moves; no caption is used.
+A picture is noised, and a frozen denoiser must tell the noise, given what CLIP says of the picture. What CLIP leaves
+out the denoiser lacks, so the gradient of its error asks CLIP to say more. Only the vision tower moves; no caption is
+used.
 
-References: Wang et al. 2025, "Diffusion Feedback Helps CLIP See Better" (ICLR, arXiv:2407.20171), sections 3.2 and 3.3.
+References: Wang et al. 2025, "Diffusion Feedback Helps CLIP See Better" (ICLR, arXiv:2407.20171), sections 3.2 and
+3.3.
 
 Taught in: notebooks/04_diva.ipynb
 """
@@ -16,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minilib.models import Clip, Denoiser
@@ -53,10 +54,10 @@ class Config:
 
 
 def condition(embedding: Tensor) -> Tensor:
-    """The context that a denoiser sees: one token, the unit-norm embedding times the root of its width (``eq-diva-condition``).
+    """What a denoiser is told: one token, the unit-norm embedding times the root of its width (``eq-diva-condition``).
 
-    (n, d) -> (n, 1, d), each token with entries of order one. Departs from the paper, which adds projected patch tokens to a
-    constant text embedding: here picture and caption share one space, so no projection has to be learnt.
+    (n, d) -> (n, 1, d), each token with entries of order one. Departs from the paper, which adds projected patch tokens
+    to a constant text embedding: here picture and caption share one space, so no projection has to be learnt.
 
     >>> condition(torch.eye(2)).shape, round(float(condition(torch.eye(2)).norm(dim=-1)[0, 0]), 4)
     (torch.Size([2, 1, 2]), 1.4142)
@@ -66,25 +67,23 @@ def condition(embedding: Tensor) -> Tensor:
     return embedding[:, None] * embedding.shape[1] ** 0.5
 
 
-def feedback_loss(
-    clip: Clip, denoiser: Denoiser, images: Tensor, noise: Tensor, timesteps: Tensor, *, wrong_image: bool = False
-) -> Tensor:
-    """Error of the frozen denoiser given CLIP's own embeddings, one number a draw and picture (``eq-diva-loss``).
+def feedback_loss(denoiser: Denoiser, features: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """Error of the frozen denoiser given what CLIP says, one number a draw and picture (``eq-diva-loss``).
 
-    images uint8 (n, 3, h, w); noise (draws * n, c, h', w') and timesteps (draws * n,), draw by draw. CLIP and the latent
-    encoder run once a picture. Returns (draws * n,); its mean has a gradient in the vision tower alone.
+    features (n, d) unit-norm, with a gradient; latents (n, c, h, w); noise (draws * n, c, h, w) and timesteps
+    (draws * n,), draw by draw, so that CLIP and the latent encoder run once a picture. Returns (draws * n,), each draw
+    weighing the same.
+
+    Raises ValueError when the denoiser's context has another width than the features.
 
     Taught in: notebooks/04_diva.ipynb
     """
-    c = condition(clip.embed_images(images))  # (n, 1, d)
-    if c.shape[-1] != denoiser.context_width:
-        raise ValueError(f"the denoiser's context is {denoiser.context_width} wide, {clip.name} embeds in {c.shape[-1]}: "
-                         "use a denoiser trained for this CLIP")  # fmt: skip
-    if wrong_image:
-        c = c.roll(1, dims=0)
-    draws = len(noise) // len(images)
-    latents = denoiser.encode(images).repeat(draws, 1, 1, 1)
-    return noise_prediction_loss(denoiser, latents, c.repeat(draws, 1, 1), noise, timesteps)
+    if features.shape[1] != denoiser.context_width:
+        widths = f"the denoiser's context is {denoiser.context_width} wide, the features are {features.shape[1]}"
+        raise ValueError(f"{widths}: use a denoiser trained for this CLIP")
+    draws = len(noise) // len(latents)
+    context = condition(features).repeat(draws, 1, 1)  # (draws * n, 1, d)
+    return noise_prediction_loss(denoiser, latents.repeat(draws, 1, 1, 1), context, noise, timesteps)
 
 
 def train(
@@ -95,52 +94,53 @@ def train(
     *,
     on_step: Callable[[int, float, Clip], None] | None = None,
 ) -> tuple[Clip, list[float]]:
-    """Refine a copy of ``clip`` on pictures alone by a frozen denoiser's feedback; return it with the loss of each step.
+    """Refine a copy of ``clip`` on pictures alone by a frozen denoiser's feedback; return it and each step's loss.
 
     Minimises mean ``feedback_loss`` plus ``anchor`` times the mean of 1 - cos(feature, original feature).
 
-    Parameters
-    ----------
-    images : uint8 (N, 3, h, w), N at least ``config.batch``.
-    config : see ``Config``.
-    on_step : called with (step, loss, the clip in training) after each step, for curves.
+    Args:
+        images: uint8 (N, 3, h, w), N at least ``config.batch``.
+        config: see ``Config``.
+        on_step: called with (step, loss, the clip in training) after each step, for curves.
 
-    Raises
-    ------
-    ValueError : too few pictures, another shape, or a denoiser whose context has another width.
-    FloatingPointError : a loss that is not finite, with its step.
+    Raises:
+        ValueError: too few pictures, another shape, or a denoiser whose context has another width.
+        FloatingPointError: a loss that is not finite, with its step.
 
-    Notes
-    -----
-    Departs from the reference code: draws weigh the same, CLIP runs once a picture, AdamW and an anchor in place of SGD
-    without one. The reference's recipe is a preset of the full trainer.
+    Notes:
+        Departs from the reference code: draws weigh the same, CLIP runs once a picture, and AdamW with an anchor
+        stands in the place of SGD without one.
 
     Source: Wang et al. 2025, section 3. Taught in: notebooks/04_diva.ipynb
     """
     config = config or Config()
     if len(images) < config.batch:
         raise ValueError(f"a batch of {config.batch} needs at least that many pictures; got {len(images)}")
-    pool, original = torch.from_numpy(np.ascontiguousarray(images)), clip.encode_images(images)
-    pupil = Clip(copy.deepcopy(clip.model), clip.tokenizer, f"{clip.name}+diva")
-    pupil.model.requires_grad_(False)
-    pupil.model.visual.requires_grad_(True)  # type: ignore[union-attr]
     denoiser.eval().requires_grad_(False)
-    shape = denoiser.encode(pool[:1]).shape[1:]
+    original, latents = clip.encode_images(images), denoiser.encode(images)
+    pool, pupil = torch.from_numpy(np.ascontiguousarray(images)), _pupil(clip)
 
     def loss_at(step: int) -> Tensor:
         rng = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         rows = torch.randperm(len(pool), generator=rng)[: config.batch]
-        blank = torch.zeros(config.draws * config.batch, *shape, device=pupil.device)
-        noise, times = draw_noise(blank, denoiser.steps, rng)
-        error = feedback_loss(pupil, denoiser, pool[rows], noise, times, wrong_image=config.wrong_image).mean()
-        if not config.anchor:
-            return error
-        return error + config.anchor * anchor_loss(pupil.embed_images(pool[rows]), original[rows.to(original.device)])
+        features, z = pupil.embed_images(pool[rows]), latents[rows.to(latents.device)]
+        noise, times = draw_noise(z.repeat(config.draws, 1, 1, 1), denoiser.steps, rng)
+        told = features.roll(1, dims=0) if config.wrong_image else features
+        error = feedback_loss(denoiser, told, z, noise, times).mean()
+        return error + config.anchor * anchor_loss(features, original[rows.to(original.device)])
 
     hook = (lambda step, loss: on_step(step, loss, pupil)) if on_step else None
     losses = optimise(loss_at, pupil.model, steps=config.steps, lr=config.lr, on_step=hook, warmup=10, label="DIVA")
     pupil.model.requires_grad_(False)
     return pupil, losses
+
+
+def _pupil(clip: Clip) -> Clip:
+    """A copy of a CLIP in which only the vision tower may move."""
+    pupil = Clip(copy.deepcopy(clip.model), clip.tokenizer, f"{clip.name}+diva")
+    pupil.model.requires_grad_(False)
+    pupil.model.visual.requires_grad_(True)
+    return pupil
 
 
 def anchor_loss(features: Tensor, original: Tensor) -> Tensor:
@@ -158,9 +158,9 @@ def perturb(clip: Clip, refined: Clip, *, seed: int) -> Clip:
     """
     rng = torch.Generator().manual_seed(seed)
     other = Clip(copy.deepcopy(clip.model), clip.tokenizer, f"{clip.name}+noise")
-    goal = dict(refined.model.visual.named_parameters())  # type: ignore[union-attr]
+    goal = dict(refined.model.visual.named_parameters())
     with torch.no_grad():
-        for name, p in other.model.visual.named_parameters():  # type: ignore[union-attr]
+        for name, p in other.model.visual.named_parameters():
             direction = torch.randn(p.shape, generator=rng).to(p)
             p += direction * (goal[name] - p).norm() / direction.norm()
     return other

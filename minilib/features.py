@@ -28,7 +28,9 @@ def class_embeddings(clip: Clip, names: Sequence[str], templates: Sequence[str] 
     return F.normalize(rows.unflatten(0, (len(names), -1)).mean(1), dim=1)
 
 
-def pair_features(clip: Clip, pairs: Sequence[Pair], prompt: str = "a photo of {}") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def pair_features(
+    clip: Clip, pairs: Sequence[Pair], prompt: str = "a photo of {}"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Features of image a, image b, statement a, statement b of each pair, four times (n, d).
 
     The prompt is MMVP-VLM's. ``evaluate.pair_accuracy`` takes the four as they come.

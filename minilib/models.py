@@ -34,8 +34,8 @@ open_clip.add_model_config(WEIGHTS / "minilib-toy.json")  # open_clip's own way 
 class WordTokenizer:
     """Words of the toy world -> token ids (n, context_length), with the interface of open_clip's tokenizers.
 
-    Letters are lower-cased and marks dropped, as CLIP's own tokenizer does with case; an unknown word becomes one token.
-    The end token has the largest id, because open_clip's text tower pools at the maximum.
+    Letters are lower-cased and marks dropped, as CLIP's own tokenizer does with case; an unknown word becomes one
+    token. The end token has the largest id, because open_clip's text tower pools at the maximum.
 
     >>> WordTokenizer()("A red circle!")[0, :5].tolist() == WordTokenizer()(["a red  circle"])[0, :5].tolist()
     True
@@ -71,7 +71,7 @@ class Clip:
     ``model`` is the untouched open_clip module; ``name`` is what it was loaded by.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, name: str) -> None:
+    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
 
     @property
@@ -82,8 +82,10 @@ class Clip:
         """uint8 (n, 3, h, w) -> the model's normalised float input (n, 3, s, s), resized when h or w differ from s."""
         x = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images)
         if x.ndim != 4 or x.shape[1] != 3 or x.dtype != torch.uint8:
-            raise ValueError(f"images must be uint8 of shape (n, 3, height, width); not {x.dtype} of shape {tuple(x.shape)}")
-        visual: Any = self.model.visual
+            raise ValueError(
+                f"images must be uint8 of shape (n, 3, height, width); not {x.dtype} of shape {tuple(x.shape)}"
+            )
+        visual = self.model.visual
         size = visual.image_size if isinstance(visual.image_size, tuple) else (visual.image_size,) * 2
         x = x.to(self.device).float() / 255
         if x.shape[2:] != torch.Size(size):
@@ -93,13 +95,13 @@ class Clip:
 
     def embed_images(self, images: np.ndarray | Tensor) -> Tensor:
         """Like ``encode_images`` for one batch, keeping the gradient."""
-        return F.normalize(self.model.encode_image(self.preprocess(images)).float(), dim=-1)  # type: ignore[operator]
+        return F.normalize(self.model.encode_image(self.preprocess(images)).float(), dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Like ``encode_texts`` for one batch, keeping the gradient."""
         if isinstance(texts, str):
             raise TypeError("texts must be a list of strings; got one string: put it in a list")
-        return F.normalize(self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).float(), dim=-1)  # type: ignore[operator]
+        return F.normalize(self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).float(), dim=-1)
 
     @torch.no_grad()
     def encode_images(self, images: np.ndarray | Tensor, batch_size: int = 256) -> Tensor:
@@ -121,9 +123,13 @@ class Clip:
 class PatchPCA(nn.Module):
     """Latents without training: each 4 x 4 patch becomes its 16 first principal components, scaled to unit variance.
 
-    ``encode`` (n, 3, h, w) in [0, 1] -> (n, 16, h/4, w/4); ``decode`` goes back, losing what the other components held.
-    Stands where Stable Diffusion has its variational autoencoder.
+    ``encode`` (n, 3, h, w) in [0, 1] -> (n, 16, h/4, w/4); ``decode`` goes back, losing what the other components
+    held. Stands where Stable Diffusion has its variational autoencoder.
     """
+
+    mean: Tensor
+    basis: Tensor
+    scale: Tensor
 
     def __init__(self, channels: int = 16, patch: int = 4) -> None:
         super().__init__()
@@ -159,7 +165,7 @@ class Denoiser(nn.Module):
     ``unet`` and ``scheduler`` are diffusers' own; ``codec`` is a ``PatchPCA`` or diffusers' ``AutoencoderKL``.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, scheduler: DDPMScheduler, codec: nn.Module) -> None:
+    def __init__(self, unet: Any, scheduler: Any, codec: Any) -> None:
         super().__init__()
         self.unet, self.scheduler, self.codec = unet, scheduler, codec
 
@@ -180,7 +186,7 @@ class Denoiser(nn.Module):
         pixels = torch.as_tensor(images).to(device).float() / 255
         if isinstance(self.codec, PatchPCA):
             return self.codec.encode(pixels)
-        return self.codec.encode(2 * pixels - 1).latent_dist.mean * self.codec.config.scaling_factor  # type: ignore
+        return self.codec.encode(2 * pixels - 1).latent_dist.mean * self.codec.config.scaling_factor
 
     def forward(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         """Predict the noise (or v, as the scheduler says): (n, c, h, w), (n,), (n, tokens, width) -> (n, c, h, w)."""
@@ -210,17 +216,15 @@ def new_denoiser() -> Denoiser:
 
 
 def load_clip(name: str, pretrained: str | None = None, device: str | None = None) -> Clip:
-    """Load a CLIP by name: "toy" or "toy-blind" (shipped), or any open_clip architecture with its pretrained tag or file.
+    """Load a CLIP by name: "toy" or "toy-blind" (shipped), or an open_clip architecture with pretrained weights.
 
-    Parameters
-    ----------
-    name : "toy", "toy-blind", or a name from ``open_clip.list_models()`` such as "ViT-B-32".
-    pretrained : for open_clip architectures, a tag such as "openai" or a local file.
-    device : where it shall live; the GPU when there is one, else the CPU.
+    Args:
+        name: "toy", "toy-blind", or a name from ``open_clip.list_models()`` such as "ViT-B-32".
+        pretrained: for open_clip architectures, a tag such as "openai" or a local file.
+        device: where it shall live; the GPU when there is one, else the CPU.
 
-    Raises
-    ------
-    ValueError : unknown name, with the known ones; a shipped file whose SHA-256 differs from its card.
+    Raises:
+        ValueError: unknown name, with the known ones; a shipped file whose SHA-256 differs from its card.
 
     >>> load_clip("toy", device="cpu").encode_texts(["a red circle"]).shape
     torch.Size([1, 128])
@@ -243,11 +247,11 @@ def load_clip(name: str, pretrained: str | None = None, device: str | None = Non
 def load_denoiser(name: str | Path, device: str | None = None, revision: str | None = None) -> Denoiser:
     """Load a noise predictor: "toy" or "toy-web" (shipped), a folder in diffusers' layout, or a hub id.
 
-    A folder holds ``unet/``, ``scheduler/`` and ``vae/`` (Stable Diffusion 1.x, 2.x) or ``latents.safetensors`` (the toy).
+    A folder holds ``unet/``, ``scheduler/`` and ``vae/`` (Stable Diffusion 1.x, 2.x) or ``latents.safetensors`` (the
+    toy).
 
-    Raises
-    ------
-    ValueError : a shipped file whose SHA-256 differs from its card.
+    Raises:
+        ValueError: a shipped file whose SHA-256 differs from its card.
 
     Taught in: notebooks/04_diva.ipynb
     """
@@ -264,7 +268,7 @@ def load_denoiser(name: str | Path, device: str | None = None, revision: str | N
 
 
 def save_clip(clip: Clip, folder: Path, card: dict[str, Any]) -> None:
-    """Write the weights (float16 safetensors, which ``open_clip.create_model(pretrained=...)`` reads) and their card."""
+    """Write float16 weights, which ``open_clip.create_model(pretrained=...)`` reads, and their card."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().half().cpu().contiguous() for k, v in clip.model.state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors")

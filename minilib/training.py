@@ -27,8 +27,8 @@ from minilib.world import Scenes
 def contrastive_loss(a: Tensor, b: Tensor, logit_scale: Tensor | float) -> Tensor:
     """Symmetric cross-entropy of telling each row's partner from the other rows' (``eq-clip-loss``).
 
-    ``a`` and ``b`` are unit-norm features (n, d), row i of one belonging to row i of the other; ``logit_scale`` is s, the
-    inverse temperature. Returns the mean over both directions, in nats. Source: Radford et al. 2021, section 2.3.
+    ``a`` and ``b`` are unit-norm features (n, d), row i of one belonging to row i of the other; ``logit_scale`` is s,
+    the inverse temperature. Returns the mean over both directions, in nats. Source: Radford et al. 2021, section 2.3.
 
     >>> float(contrastive_loss(torch.eye(2), torch.eye(2), 0.0))  # no information: log 2
     0.6931471824645996
@@ -45,8 +45,8 @@ def noise_prediction_loss(
 ) -> Tensor:
     """Squared error of the predicted noise, one number a sample (``eq-diva-noise``).
 
-    latents (n, c, h, w), context (n, tokens, width), noise like latents, timesteps (n,) int -> (n,). The noisy latent is
-    ``sqrt(abar) z + sqrt(1 - abar) noise``. Source: Ho et al. 2020, equation 14.
+    latents (n, c, h, w), context (n, tokens, width), noise like latents, timesteps (n,) int -> (n,). The noisy latent
+    is ``sqrt(abar) z + sqrt(1 - abar) noise``. Source: Ho et al. 2020, equation 14.
 
     Taught in: notebooks/04_diva.ipynb
     """
@@ -69,23 +69,20 @@ def optimise(
     on_step: Callable[[int, float], None] | None = None,
     label: str = "training",
 ) -> list[float]:
-    """Minimise ``loss_at(step)`` over the trainable parameters of ``module`` by AdamW, cosine rate, gradient norm clipped at 1.
+    """Minimise ``loss_at(step)`` over what may move in ``module``: AdamW, cosine rate, gradient norm at most 1.
 
-    Parameters
-    ----------
-    loss_at : step -> scalar loss; must draw its randomness from the step.
-    steps, lr, weight_decay, warmup : length, peak rate, decay, steps of linear warm-up.
-    ema : decay of an exponential average of the weights, which replaces them at the end.
-    checkpoint : file to go on from when it exists, written every ``save_every`` steps.
-    on_step : called with (step, loss) after each step.
+    Args:
+        loss_at: step -> scalar loss; must draw its randomness from the step.
+        steps, lr, weight_decay, warmup: length, peak rate, decay, steps of linear warm-up.
+        ema: decay of an exponential average of the weights, which replaces them at the end.
+        checkpoint: file to go on from when it exists, written every ``save_every`` steps.
+        on_step: called with (step, loss) after each step.
 
-    Returns
-    -------
-    The loss of every step, those before an interruption included.
+    Returns:
+        The loss of every step, those before an interruption included.
 
-    Raises
-    ------
-    FloatingPointError : a loss that is not finite, with its step; the module then still holds the last finite state.
+    Raises:
+        FloatingPointError: a loss that is not finite, with its step; the module then still holds the last finite state.
 
     Taught in: notebooks/01_clip.ipynb
     """
@@ -97,7 +94,9 @@ def optimise(
     for step in tqdm(range(len(losses), steps), desc=label, initial=len(losses), total=steps, mininterval=5):
         loss = loss_at(step)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"{label}: the loss of step {step} is {loss.item()}; lower lr (now {lr}) or look at that batch")
+            raise FloatingPointError(
+                f"{label}: the loss of step {step} is {loss.item()}; lower lr (now {lr}) or look at that batch"
+            )
         adam.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
@@ -118,7 +117,7 @@ def optimise(
 def train_words(clip: Clip, draw: Callable[[int], tuple[list[str], list[str]]], **options) -> list[float]:
     """Teach the text tower from text alone: two captions of one scene are partners. The vision tower stays as it is."""
     clip.model.train().requires_grad_(True)
-    clip.model.visual.requires_grad_(False)  # type: ignore[union-attr]
+    clip.model.visual.requires_grad_(False)
 
     def loss_at(step: int) -> Tensor:
         a, b = draw(step)
@@ -132,8 +131,8 @@ def train_clip(clip: Clip, draw: Callable[[int], Scenes], *, freeze_text: bool =
     clip.model.train().requires_grad_(True)
     if freeze_text:
         clip.model.requires_grad_(False)
-        clip.model.visual.requires_grad_(True)  # type: ignore[union-attr]
-        clip.model.logit_scale.requires_grad_(True)  # type: ignore[union-attr]
+        clip.model.visual.requires_grad_(True)
+        clip.model.logit_scale.requires_grad_(True)
 
     def loss_at(step: int) -> Tensor:
         scenes = draw(step)
@@ -156,9 +155,9 @@ def train_denoiser(
 ) -> list[float]:
     """Teach a denoiser to use one context token: CLIP's joint embedding, of the caption or of the picture itself.
 
-    Each sample's context is the picture's embedding with probability ``image_share``, else the caption's; normal noise of
-    norm about ``jitter`` is added to it, and a share ``drop`` of the contexts is set to zero. The CLIP is frozen, so after
-    ``period`` steps the same pictures come again, with their features remembered, under fresh noise.
+    Each sample's context is the picture's embedding with probability ``image_share``, else the caption's; normal
+    noise of norm about ``jitter`` is added to it, and a share ``drop`` of the contexts is set to zero. The CLIP is
+    frozen, so after ``period`` steps the same pictures come again, with their features remembered, under fresh noise.
 
     Taught in: notebooks/04_diva.ipynb
     """
@@ -193,7 +192,7 @@ def draw_noise(latents: Tensor, levels: int, rng: torch.Generator) -> tuple[Tens
 
 
 def _scale(clip: Clip) -> Tensor:
-    return clip.model.logit_scale.exp().clamp(max=100)  # type: ignore[union-attr,operator]
+    return clip.model.logit_scale.exp().clamp(max=100)
 
 
 def _finish(clip: Clip, losses: list[float]) -> list[float]:

@@ -1,11 +1,12 @@
 """Draw small pictures, captions and web-like pools whose truth is known.
 
 Every scene holds one to four copies of a shape, a real handwritten digit beside them, and a floor under a sky. Ten
-attributes describe it; nine of them follow the visual patterns of MMVP-VLM (Tong et al. 2024, "Eyes Wide Shut?"), and the
-captions mention some often and others hardly ever, as captions on the web do. Nothing is stored: a seed is the data set.
+attributes describe it; nine of them follow the visual patterns of MMVP-VLM (Tong et al. 2024, "Eyes Wide Shut?"), and
+the captions mention some often and others hardly ever, as captions on the web do. Nothing is stored: a seed is the
+data set.
 
-Scene ``i`` of a seed depends on ``(seed, i)`` alone, so a longer draw begins with the shorter one. All decisions come from a
-counter-based generator and integer arithmetic, so that the same seed gives the same bytes on every machine.
+Scene ``i`` of a seed depends on ``(seed, i)`` alone, so a longer draw begins with the shorter one. All decisions come
+from a counter-based generator and integer arithmetic, so that the same seed gives the same bytes on every machine.
 
 Taught in: notebooks/01_clip.ipynb
 """
@@ -15,15 +16,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_erosion
-from sklearn.datasets import load_digits
 
-Ints = NDArray[np.int64]
-Bytes = NDArray[np.uint8]
+from minilib.drawing import JITTERS, SHIFTS, Bytes, Floats, Ints, paint, pick
 
 SHAPES = ("circle", "square", "diamond", "cross", "star", "triangle", "arrow", "heart", "moon", "tee")
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
@@ -32,7 +29,6 @@ POSITIONS = ("left of", "right of", "above", "below")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIRECTED = (5, 6, 7, 8, 9)  # the shapes that look different from each side
 CONCEPTS = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
-SHIFTS = ("palette", "background", "noise", "blur")
 
 LEVELS = {"shape": 10, "colour": 8, "direction": 4, "dot": 2, "hollow": 2, "count": 4, "position": 4, "striped": 2,
           "digit": 10, "viewpoint": 2}  # fmt: skip
@@ -40,13 +36,11 @@ PATTERNS = {"orientation": "direction", "presence": "dot", "state": "hollow", "c
             "colour": "colour", "structure": "striped", "glyph": "digit", "viewpoint": "viewpoint"}  # fmt: skip
 DETAILS = tuple(name for name in LEVELS if name not in ("shape", "colour"))
 
-_RGB = np.array([(220, 40, 40), (240, 135, 20), (235, 215, 40), (40, 160, 60), (50, 200, 210), (45, 75, 215),
-                 (135, 55, 175), (245, 130, 185)], dtype=np.int64)  # fmt: skip
 _PLURALS = {"cross": "crosses"}
 _TEMPLATES = ("{}", "{}", "a photo of {}", "a picture of {}", "we saw {}", "look at {}", "{} for sale", "found {}")
 _JUNK = ("click here to subscribe", "IMG_{}.jpg", "page {} of 40", "free shipping on all orders", "untitled-{}",
          "all rights reserved {}", "best price today", "DSC0{} copy")  # fmt: skip
-_SCENES, _CAPTIONS, _NOISE, _POOL = range(4)  # independent random streams of one seed
+_SCENES, _CAPTIONS, _NOISE, _POOL, _CONCEPT = range(5)  # independent random streams of one seed
 
 
 @dataclass(frozen=True)
@@ -102,49 +96,45 @@ def make_scenes(
     fixed: Mapping[str, int | Sequence[int] | Ints] | None = None,
     shift: str | None = None,
 ) -> Scenes:
-    """Draw ``n`` scenes, the attributes independent of each other and uniform (but half of the scenes hold one shape).
+    """Draw ``n`` scenes, their attributes independent and uniform, except that half of the scenes hold one shape.
 
-    Parameters
-    ----------
-    n : how many scenes.
-    seed : non-negative integer; scene i depends on (seed, i) and the other arguments only.
-    size : side in pixels, a multiple of 16 from 32 on.
-    split : "train" or "test": which handwritten digits may appear (no digit image is in both).
-    detail : probability that a caption mentions each attribute other than shape and colour.
-    colour : probability that a caption mentions the colour. The shape is always mentioned.
-    concepts : draw shape and colour from these indices into ``CONCEPTS`` only.
-    fixed : attribute name -> one value, or n values, that replace the drawn ones.
-    shift : None or one of ``SHIFTS``: another world for tests out of distribution.
+    Args:
+        n: how many scenes.
+        seed: non-negative integer; scene i depends on (seed, i) and the other arguments only.
+        size: side in pixels, a multiple of 16 from 32 on.
+        split: "train" or "test": which handwritten digits may appear (no digit image is in both).
+        detail: probability that a caption mentions each attribute other than shape and colour.
+        colour: probability that a caption mentions the colour. The shape is always mentioned.
+        concepts: draw shape and colour from these indices into ``CONCEPTS`` only.
+        fixed: attribute name -> one value, or n values, that replace the drawn ones.
+        shift: None or one of ``SHIFTS``: another world for tests out of distribution.
 
-    Returns
-    -------
-    Scenes with images (n, 3, size, size) uint8.
+    Returns:
+        Scenes with images (n, 3, size, size) uint8.
 
-    Raises
-    ------
-    ValueError : a value outside its range, with the allowed ones.
+    Raises:
+        ValueError: a value outside its range, with the allowed ones.
 
-    Examples
-    --------
-    >>> few, more = make_scenes(2, seed=0), make_scenes(5, seed=0)
-    >>> bool((few.images == more.images[:2]).all()), few.images.shape
-    (True, (2, 3, 32, 32))
+    Examples:
+        >>> few, more = make_scenes(2, seed=0), make_scenes(5, seed=0)
+        >>> bool((few.images == more.images[:2]).all()), few.images.shape
+        (True, (2, 3, 32, 32))
 
     Taught in: notebooks/01_clip.ipynb
     """
     _check(n, seed, size, split, shift, detail=detail, colour=colour)
-    draws = _uniforms(seed, _SCENES, n, len(LEVELS) + 10)
+    draws = _uniforms(seed, _SCENES, n, len(LEVELS) + JITTERS)
     attributes = _draw(draws)
     if concepts is not None:
-        _set_concepts(attributes, _check_concepts(concepts)[_pick(draws[:, -1], len(concepts))])
+        _set_concepts(attributes, _check_concepts(concepts)[pick(_uniforms(seed, _CONCEPT, n, 1)[:, 0], len(concepts))])
     for name, value in (fixed or {}).items():
         attributes[name] = _check_fixed(name, value, n)
-    images = _render(attributes, draws[:, len(LEVELS) :], seed, size, split, shift)
+    images = paint(attributes, draws[:, len(LEVELS) :], _stream(seed, _NOISE), size=size, split=split, shift=shift)
     return Scenes(images, make_captions(attributes, seed=seed, detail=detail, colour=colour), attributes)
 
 
 def make_captions(attributes: Mapping[str, Ints], *, seed: int, detail: float = 0.05, colour: float = 0.8) -> list[str]:
-    """One caption a scene: which facts it tells, in which template, which case and which mark at the end, from the seed.
+    """One caption a scene; the seed decides its facts, template, case and last mark.
 
     ``detail`` and ``colour`` are the probabilities of ``make_scenes``, which calls this with its own seed.
     """
@@ -160,8 +150,9 @@ def make_captions(attributes: Mapping[str, Ints], *, seed: int, detail: float = 
 def make_pairs(n_per_pattern: int, *, seed: int, size: int = 32, split: str = "test") -> list[Pair]:
     """Draw pairs in the manner of MMVP-VLM: one attribute differs, everything else down to each jitter is shared.
 
-    ``n_per_pattern`` pairs for each of the nine ``PATTERNS``, in their order. Statements name shape, colour and the differing
-    attribute. Only shapes that have a direction appear under "orientation". Nothing here depends on any model.
+    ``n_per_pattern`` pairs for each of the nine ``PATTERNS``, in their order. Statements name shape, colour and the
+    differing attribute. Only shapes that have a direction appear under "orientation". Nothing here depends on any
+    model.
 
     >>> pair = make_pairs(1, seed=0)[1]
     >>> pair.pattern, pair.statement_b.replace("without", "with") == pair.statement_a.replace("without", "with")
@@ -172,14 +163,14 @@ def make_pairs(n_per_pattern: int, *, seed: int, size: int = 32, split: str = "t
     _check(n_per_pattern, seed, size, split, None)
     pairs = []
     for code, (pattern, name) in enumerate(PATTERNS.items()):
-        draws = _uniforms(seed, 16 + code, n_per_pattern, len(LEVELS) + 11)
+        draws = _uniforms(seed, 16 + code, n_per_pattern, len(LEVELS) + JITTERS + 1)
         a = _draw(draws)
         if pattern == "orientation":
-            a["shape"] = np.array(DIRECTED)[_pick(draws[:, 0], len(DIRECTED))]
+            a["shape"] = np.array(DIRECTED)[pick(draws[:, 0], len(DIRECTED))]
         b = dict(a)
-        b[name] = (a[name] + 1 + _pick(draws[:, -1], LEVELS[name] - 1)) % LEVELS[name]
+        b[name] = (a[name] + 1 + pick(draws[:, -1], LEVELS[name] - 1)) % LEVELS[name]
         jitter = draws[:, len(LEVELS) : -1]
-        left, right = (_render(x, jitter, seed, size, split, None, noise_stream=64 + code) for x in (a, b))
+        left, right = (paint(x, jitter, _stream(seed, 64 + code), size=size, split=split) for x in (a, b))
         told = ("colour", name)
         for i in range(n_per_pattern):
             pairs.append(Pair(pattern, left[i], right[i], describe(a, i, told), describe(b, i, told)))
@@ -199,9 +190,10 @@ def make_pool(
 ) -> Pool:
     """Draw a pool of picture-caption pairs as a crawler would find them.
 
-    Concepts follow a Zipf law, P(rank r) proportional to r ** -zipf. A share ``junk`` of the captions holds no concept; a
-    share ``spam`` names one of the three most (``spam_on="head"``) or least ("tail") frequent concepts beside a picture of
-    another; the rest describe their picture. A few captions are shouted in capitals, and so match no entry.
+    Concepts follow a Zipf law, P(rank r) proportional to r ** -zipf. A share ``junk`` of the captions holds no
+    concept; a share ``spam`` names one of the three most (``spam_on="head"``) or least ("tail") frequent concepts
+    beside a picture of another; the rest describe their picture. A few captions are shouted in capitals, and so match
+    no entry.
 
     >>> make_pool(4, seed=0, images=False).images is None
     True
@@ -218,9 +210,9 @@ def make_pool(
     concepts = by_rank[np.minimum(np.searchsorted(np.cumsum(mass) / mass.sum(), draws[:, 0], side="right"), 79)]
     kinds = np.array(["junk", "spam", "clean"])[np.searchsorted([junk, junk + spam], draws[:, 1], side="right")]
     target = by_rank[:3] if spam_on == "head" else by_rank[-3:]
-    lure = target[_pick(draws[:, 2], 3)]
+    lure = target[pick(draws[:, 2], 3)]
     clash = (kinds == "spam") & (lure == concepts)
-    concepts = np.where(clash, by_rank[3 + _pick(draws[:, 3], 74)], concepts)
+    concepts = np.where(clash, by_rank[3 + pick(draws[:, 3], 74)], concepts)
     scenes = _pool_scenes(n, seed, size, concepts, images)
     captions = []
     for i, kind in enumerate(kinds):
@@ -253,7 +245,9 @@ def base_new_concepts() -> tuple[Ints, Ints]:
 def vocabulary() -> list[str]:
     """Every word a clean caption can hold, sorted."""
     numbers = {w for i, s in enumerate(SHAPES) for w in (s, _plural(i))} | set(COLOURS) | set(DIGITS)
-    rest = " ".join(_TEMPLATES) + " a an with without dot striped plain hollow solid facing beside digit seen from below"
+    rest = (
+        " ".join(_TEMPLATES) + " a an with without dot striped plain hollow solid facing beside digit seen from below"
+    )
     return sorted(numbers | set(re.findall(r"[a-z]+", rest + " " + " ".join(DIRECTIONS + POSITIONS))))
 
 
@@ -283,228 +277,31 @@ def describe(attributes: Mapping[str, Ints], i: int, told: Sequence[str]) -> str
 
 def _pool_scenes(n: int, seed: int, size: int, concepts: Ints, images: bool) -> Scenes:
     """Scenes of given concepts; without pictures only the captions and attributes are made."""
-    draws = _uniforms(seed, _SCENES, n, len(LEVELS) + 10)
+    draws = _uniforms(seed, _SCENES, n, len(LEVELS) + JITTERS)
     attributes = _draw(draws)
     _set_concepts(attributes, concepts)
-    pictures = _render(attributes, draws[:, len(LEVELS) :], seed, size, "train", None) if images else _NO_PICTURES
+    pictures = paint(attributes, draws[:, len(LEVELS) :], _stream(seed, _NOISE), size=size) if images else _NO_PICTURES
     return Scenes(pictures, make_captions(attributes, seed=seed, colour=1.0), attributes)
 
 
 _NO_PICTURES: Bytes = np.zeros((0, 3, 0, 0), dtype=np.uint8)
 
 
-def _render(
-    attributes: Mapping[str, Ints],
-    jitter: NDArray[np.float64],
-    seed: int,
-    size: int,
-    split: str,
-    shift: str | None,
-    noise_stream: int = _NOISE,
-    chunk: int = 256,
-) -> Bytes:
-    """Paint scenes from attributes and (n, 10) uniform jitters -> (n, 3, size, size) uint8."""
-    n = len(jitter)
-    out = np.empty((n, 3, size, size), dtype=np.uint8)
-    grain = np.random.Generator(np.random.Philox(key=[seed, noise_stream]))
-    for start in range(0, n, chunk):
-        part = slice(start, min(start + chunk, n))
-        values = {name: v[part] for name, v in attributes.items()}
-        noise = np.frombuffer(grain.bytes(out[part].size), dtype=np.uint8).reshape(out[part].shape)
-        out[part] = _paint(values, jitter[part], noise, size, split, shift)
-    return out
-
-
-def _paint(
-    v: Mapping[str, Ints], u: NDArray[np.float64], noise: Bytes, size: int, split: str, shift: str | None
-) -> Bytes:
-    ink, stripe, dark = _alphas(v, u, size, split)  # three coverages (n, h, w), 0-255
-    image = _background(v["viewpoint"], u, size, shift)  # (n, 3, h, w) uint16
-    colour = _RGB[v["colour"]]
-    if shift == "palette":
-        colour = (colour * 2 + 3 * 40) // 5  # washed towards dark grey
-    colour = np.minimum(colour * (220 + _pick(u[:, 5], 60))[:, None] // 256, 255)
-    _blend(image, colour, ink)
-    _blend(image, colour * 2 // 5, stripe)
-    _blend(image, np.full_like(colour, 240 if shift == "background" else 15), dark)
-    if shift == "blur":
-        image = _blur(image)
-    amplitude = 49 if shift == "noise" else 6
-    grained = image.astype(np.int16) + (noise.astype(np.int16) * (2 * amplitude + 1) >> 8) - amplitude
-    return np.clip(grained, 0, 255).astype(np.uint8)
-
-
-def _blend(image: NDArray[np.uint16], colour: Ints, alpha: Bytes) -> None:
-    """Cover ``image`` (n, 3, h, w) in place by ``colour`` (n, 3) with coverage ``alpha`` (n, h, w)."""
-    a = alpha[:, None].astype(np.uint16)
-    image[...] = (image * (255 - a) + colour[:, :, None, None].astype(np.uint16) * a + 127) // 255
-
-
-def _background(viewpoint: Ints, u: NDArray[np.float64], size: int, shift: str | None) -> NDArray[np.uint16]:
-    """Sky over a darker floor; the horizon is high when the scene is seen from above, low from below."""
-    level = (30 if shift == "background" else 165) + _pick(u[:, 6], 60)
-    tint = np.stack([_pick(u[:, 7], 24), _pick(u[:, 7] * 24 % 1, 24), _pick(u[:, 7] * 576 % 1, 24)], axis=1)  # (n, 3)
-    sky = np.minimum(level[:, None] + tint, 255)
-    floor = sky * (140 + _pick(u[:, 8], 40))[:, None] // 256
-    high = size * (3 + _pick(u[:, 9], 5)) // 32
-    horizon = np.where(viewpoint == 0, high, size - high)
-    below = np.arange(size)[None, :] >= horizon[:, None]  # (n, h)
-    rows = np.where(below[:, None], floor[:, :, None], sky[:, :, None])  # (n, 3, h)
-    return np.repeat(rows[..., None].astype(np.uint16), size, axis=3)
-
-
-def _blur(image: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """3 x 3 box blur with repeated borders."""
-    padded = np.pad(image, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
-    h, w = image.shape[2:]
-    return sum(padded[:, :, i : i + h, j : j + w] for i in range(3) for j in range(3)) // 9  # type: ignore[return-value]
-
-
-def _alphas(v: Mapping[str, Ints], u: NDArray[np.float64], size: int, split: str) -> Bytes:
-    """Place the cluster of shapes at one side and the digit at the other -> coverages (3, n, h, w)."""
-    large, small = _sprites(size)
-    kind = np.ravel_multi_index([v["shape"], v["direction"], v["hollow"], v["striped"], v["dot"], _pick(u[:, 0], 2)],
-                                (10, 4, 2, 2, 2, 2))  # fmt: skip
-    order = np.array([0, 2, 3, 1])  # the quadrants fill along the diagonal first
-    drawn = order[None, :] <= v["count"][:, None]  # (n, 4)
-    tiled = np.tile(small[kind], (1, 1, 2, 2)).reshape(len(kind), 3, 2, small.shape[-1], 2, small.shape[-1])
-    tiled = (tiled * drawn.reshape(-1, 1, 2, 1, 2, 1)).reshape(len(kind), *large.shape[1:])
-    cluster = np.where((v["count"] == 0)[:, None, None, None], large[kind], tiled)  # (n, 3, B, B)
-    glyph = _digits(size, split)[v["digit"], _pick(u[:, 1], 1 << 20) % _digit_counts(split)[v["digit"]]]  # (n, g, g)
-    across, spread = size - large.shape[-1], size - glyph.shape[-1]
-    first = v["position"] % 2 == 0  # left of, above: the cluster comes first along the axis
-    along = np.where(first, 0, across), np.where(first, spread, 0)
-    free = _pick(u[:, 2], across + 1), _pick(u[:, 3], spread + 1)
-    sideways = v["position"] < 2
-    alphas = np.zeros((3, len(kind), size, size), dtype=np.uint8)
-    for patch, a, f in ((cluster, along[0], free[0]), (glyph, along[1], free[1])):
-        box = np.arange(patch.shape[-1])
-        y = np.where(sideways, f, a)[:, None, None] + box[:, None]
-        x = np.where(sideways, a, f)[:, None, None] + box[None, :]
-        who = np.arange(len(kind))[:, None, None]
-        for layer in (0, 1, 2) if patch is cluster else (2,):
-            alphas[layer, who, y, x] = cluster[:, layer] if patch is cluster else glyph
-    return alphas
-
-
-@lru_cache(maxsize=4)
-def _sprites(size: int) -> tuple[Bytes, Bytes]:
-    """Coverages of every drawing in both box sizes: (640, 3, B, B) large and (640, 3, B/2, B/2) small.
-
-    Index: shape, direction, hollow, striped, dot, scale. Layers: colour, stripe in a darker shade, black dot.
-    """
-    box = 2 * (size * 10 // 32)
-    fine = max(2, 128 // size)  # sub-pixels a side
-    made = []
-    for side, outline in ((box, size * 1.8 / 32), (box // 2, size * 0.8 / 32)):
-        drawings = [
-            _sprite(_inside(shape, side * fine, scale), turn, hollow, striped, dot, side, fine, size, outline)
-            for shape in range(10) for turn in range(4) for hollow in (0, 1) for striped in (0, 1) for dot in (0, 1)
-            for scale in (0.85, 0.97)
-        ]  # fmt: skip
-        made.append(np.stack(drawings))
-    return made[0], made[1]
-
-
-def _sprite(
-    body: NDArray[np.bool_],
-    turn: int,
-    hollow: int,
-    striped: int,
-    dot: int,
-    side: int,
-    fine: int,
-    size: int,
-    outline: float,
-) -> Bytes:
-    """One drawing's three coverages (3, side, side) from its fine outline mask."""
-    body = np.rot90(body, -turn)
-    if hollow:
-        body = body & ~binary_erosion(body, iterations=max(1, round(outline * fine)))
-    band = np.arange(side * fine) * 16 // (size * fine) % 2  # two pixels at size 32
-    stripe = np.broadcast_to(((band == 1) & bool(striped))[:, None], body.shape)
-    grid = _grid(side * fine)
-    spot = (grid[0] ** 2 + grid[1] ** 2 < 0.27**2) & bool(dot)
-    layers = np.stack([body & ~stripe, body & stripe, spot])
-    share = layers.reshape(3, side, fine, side, fine).mean(axis=(2, 4))
-    return (share * 255 + 0.5).astype(np.uint8)
-
-
-def _grid(side: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Pixel centres in [-1, 1]: x to the right (1, side), y upwards (side, 1)."""
-    centres = (2 * np.arange(side) + 1) / side - 1
-    return centres[None, :], -centres[:, None]
-
-
-@lru_cache(maxsize=64)
-def _inside(shape: int, side: int, scale: float) -> NDArray[np.bool_]:
-    """Which fine pixels lie in a shape that faces up: polynomial inequalities only, so every machine agrees."""
-    x, y = (axis / scale for axis in _grid(side))
-    ax, ay = abs(x), abs(y)
-    inside = (
-        x * x + y * y < 0.85,
-        np.maximum(ax, ay) < 0.8,
-        ax + ay < 1,
-        (np.minimum(ax, ay) < 0.3) & (np.maximum(ax, ay) < 0.95),
-        ax + ay + 1.1 * np.sqrt(ax * ay) < 1.05,
-        (y > -0.75) & (ax < (0.95 - y) * 0.55),
-        ((y > 0) & (ax < 0.95 - y)) | ((y <= 0) & (y > -0.95) & (ax < 0.32)),
-        (1.4 * x * x + (1.15 * y + 0.1) ** 2 - 1) ** 3 < 1.4 * x * x * (1.15 * y + 0.1) ** 3,
-        (x * x + y * y < 0.9) & (x * x + (y - 0.7) ** 2 > 0.4),
-        ((y > 0.4) & (y < 0.9) & (ax < 0.95)) | ((y <= 0.4) & (y > -0.95) & (ax < 0.3)),
-    )
-    return np.broadcast_to(inside[shape], (side, side))
-
-
-@lru_cache(maxsize=1)
-def _digit_images() -> dict[str, list[Bytes]]:
-    """scikit-learn's handwritten digits by split and class; the last quarter, other writers for the most part, is "test"."""
-    images, labels = load_digits(return_X_y=True)
-    ink = (images.reshape(-1, 8, 8) * 255 / 16 + 0.5).astype(np.uint8)
-    edge = 1347
-    parts = {"train": slice(0, edge), "test": slice(edge, None)}
-    return {name: [ink[part][labels[part] == d] for d in range(10)] for name, part in parts.items()}
-
-
-def _digit_counts(split: str) -> Ints:
-    return np.array([len(images) for images in _digit_images()[split]], dtype=np.int64)
-
-
-@lru_cache(maxsize=8)
-def _digits(size: int, split: str) -> Bytes:
-    """Every digit image of a split, enlarged to the glyph's box: (10, most, g, g), short classes padded by nothing."""
-    box = size * 12 // 32
-    counts = _digit_counts(split)
-    table = np.zeros((10, counts.max(), box, box), dtype=np.uint8)
-    for d, images in enumerate(_digit_images()[split]):
-        table[d, : len(images)] = _enlarge(images, box)
-    return table
-
-
-def _enlarge(images: Bytes, box: int) -> Bytes:
-    """Bilinear enlargement (n, 8, 8) -> (n, box, box) in integers."""
-    place = np.clip((2 * np.arange(box) + 1) * 8 * 128 // box - 128, 0, 7 * 256 - 1)  # in 1/256 of a source pixel
-    low, part = place // 256, place % 256
-    source = images.astype(np.int64)
-    rows = source[:, low] * (256 - part)[:, None] + source[:, low + 1] * part[:, None]
-    both = rows[:, :, low] * (256 - part) + rows[:, :, low + 1] * part
-    return (both >> 16).astype(np.uint8)
-
-
-def _uniforms(seed: int, stream: int, n: int, columns: int) -> NDArray[np.float64]:
+def _uniforms(seed: int, stream: int, n: int, columns: int) -> Floats:
     """(n, columns) uniforms in [0, 1); row i is the same whatever n is."""
-    return np.random.Generator(np.random.Philox(key=[seed, stream])).random((n, columns))
+    return _stream(seed, stream).random((n, columns))
 
 
-def _draw(draws: NDArray[np.float64]) -> dict[str, Ints]:
+def _stream(seed: int, stream: int) -> np.random.Generator:
+    """One of a seed's independent generators."""
+    return np.random.Generator(np.random.Philox(key=[seed, stream]))
+
+
+def _draw(draws: Floats) -> dict[str, Ints]:
     """Attributes from the first ten columns: each uniform, except that half of the scenes hold one large shape."""
-    attributes = {name: _pick(draws[:, j], k) for j, (name, k) in enumerate(LEVELS.items())}
-    attributes["count"] = np.maximum(_pick(draws[:, list(LEVELS).index("count")], 6) - 2, 0)
+    attributes = {name: pick(draws[:, j], k) for j, (name, k) in enumerate(LEVELS.items())}
+    attributes["count"] = np.maximum(pick(draws[:, list(LEVELS).index("count")], 6) - 2, 0)
     return attributes
-
-
-def _pick(u: NDArray[np.float64], k: int) -> Ints:
-    return (u * k).astype(np.int64)
 
 
 def _set_concepts(attributes: dict[str, Ints], concepts: Ints) -> None:
@@ -538,7 +335,9 @@ def _check(n: int, seed: int, size: int, split: str, shift: str | None, **shares
 def _check_concepts(concepts: Sequence[int]) -> Ints:
     chosen = np.asarray(concepts, dtype=np.int64)
     if chosen.size == 0 or chosen.min() < 0 or chosen.max() >= len(CONCEPTS):
-        raise ValueError(f"concepts must be indices from 0 to {len(CONCEPTS) - 1}, at least one; not {list(concepts)[:5]}")
+        raise ValueError(
+            f"concepts must be indices from 0 to {len(CONCEPTS) - 1}, at least one; not {list(concepts)[:5]}"
+        )
     return chosen
 
 
@@ -546,6 +345,12 @@ def _check_fixed(name: str, value: int | Sequence[int] | Ints, n: int) -> Ints:
     if name not in LEVELS:
         raise ValueError(f"fixed names attributes, each one of {tuple(LEVELS)}; not {name!r}")
     values = np.asarray(value, dtype=np.int64)
-    if values.ndim > 1 or (values.ndim == 1 and len(values) != n) or (values.size and not (0 <= values.min() <= values.max() < LEVELS[name])):
-        raise ValueError(f"fixed[{name!r}] must be one value, or {n} values, from 0 to {LEVELS[name] - 1}; not {value!r}")
+    if (
+        values.ndim > 1
+        or (values.ndim == 1 and len(values) != n)
+        or (values.size and not (0 <= values.min() <= values.max() < LEVELS[name]))
+    ):
+        raise ValueError(
+            f"fixed[{name!r}] must be one value, or {n} values, from 0 to {LEVELS[name] - 1}; not {value!r}"
+        )
     return np.broadcast_to(values, (n,)).copy()

@@ -6,7 +6,6 @@ Seeded and resumable: an interrupted run goes on from its last checkpoint. Uses 
 import argparse
 import datetime
 import json
-import os
 import platform
 import time
 from pathlib import Path

@@ -20,7 +20,8 @@ GROUND = {"world"}
 FIRST_FLOOR = {"models", "features", "training", "evaluate", "metadata"}
 METHODS = {"gda", "curate", "diva"}
 MAY_IMPORT = {
-    "world": set(),
+    "drawing": set(),
+    "world": {"drawing"},
     "plotting": set(),
     "evaluate": GROUND,
     "metadata": GROUND,

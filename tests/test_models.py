@@ -122,7 +122,10 @@ def stable_diffusion(tmp_path):
         **blocks,
     ).save_pretrained(tmp_path / "unet")  # fmt: skip
     AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, **blocks
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        **blocks,
     ).save_pretrained(tmp_path / "vae")
     DDPMScheduler(prediction_type="v_prediction", beta_schedule="scaled_linear").save_pretrained(tmp_path / "scheduler")
     return tmp_path
@@ -170,7 +173,9 @@ def test_saved_denoisers_and_clips_come_back(tmp_path):
 def test_cards_say_what_the_models_are():
     for name in [f"clip-{n}" for n in models.TOY_CLIPS] + [f"denoiser-{n}" for n in models.TOY_DENOISERS]:
         card = models.read_card(name)
-        assert {"data", "seed", "recipe", "hardware", "minutes", "date", "final_losses", "metrics", "sha256"} <= set(card)
+        assert {"data", "seed", "recipe", "hardware", "minutes", "date", "final_losses", "metrics", "sha256"} <= set(
+            card
+        )
     total = sum(f.stat().st_size for f in models.WEIGHTS.rglob("*.safetensors"))
     assert total < 10_000_000
 
