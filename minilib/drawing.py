@@ -226,7 +226,7 @@ def _enlarge(images: Bytes, box: int) -> Bytes:
     source: Ints = images.astype(np.int64)
     rows = source[:, low] * (256 - part)[:, None] + source[:, low + 1] * part[:, None]
     both = rows[:, :, low] * (256 - part) + rows[:, :, low + 1] * part
-    return (both >> 16).astype(np.uint8)
+    return (both // 65536).astype(np.uint8)
 
 
 def pick(u: Floats, k: int) -> Ints:
