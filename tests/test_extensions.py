@@ -1,12 +1,11 @@
-"""The equation ledger: complete for the book, and able to see a gap."""
+"""The book's own Sphinx extensions: the equation ledger sees every gap, the address has one source."""
 
-import importlib.util
 from pathlib import Path
 
+import house
+import ledger
+
 ROOT = Path(__file__).resolve().parent.parent
-spec = importlib.util.spec_from_file_location("ledger", ROOT / "book" / "_ext" / "ledger.py")
-ledger = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(ledger)
 
 
 def test_every_equation_has_page_function_and_test():
@@ -26,3 +25,22 @@ def test_a_gap_is_seen(tmp_path):
     assert gaps["eq-x-whole"] == []
     assert gaps["eq-x-untested"] == ["no test"]
     assert gaps["eq-x-lost"] == ["no page shows it", "no function names it"]
+
+
+def test_no_address_no_buttons(tmp_path):
+    """A reserved name is a placeholder; any other address is taken as it stands."""
+    toml = tmp_path / "pyproject.toml"
+    toml.write_text('[project.urls]\nRepository = "https://nobody.invalid/book"\n')
+    assert house.repository_address(tmp_path) is None
+    toml.write_text('[project.urls]\nRepository = "https://somebody.test/book"\n')
+    assert house.repository_address(tmp_path) == "https://somebody.test/book"
+
+
+def test_array_types_are_shortened():
+    signature = "(images: ~numpy.ndarray[tuple[~typing.Any, ...], ~numpy.dtype[~numpy.uint8]], n: int)"
+    assert house.shorten_types(None, "", "", None, None, signature, None) == ("(images: ndarray[uint8], n: int)", None)
+
+
+def test_foreign_files_are_recognised():
+    assert house.is_foreign(type("File", (), {"filename": "https://cdn.test/x.js"}))
+    assert not house.is_foreign(type("File", (), {"filename": "_static/doctools.js"}))
