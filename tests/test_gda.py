@@ -265,7 +265,7 @@ def test_ensemble_is_the_weighted_sum(scale: str) -> None:
     rows, labels, texts = clip_like(80, 16, 4)
     model = ZeroShotGDA(texts, alpha=0.5, logit_scale=30.0, alpha_scale=scale).fit(rows, labels)
     w, b = literal(rows, labels, 4)
-    c = GDA().fit(rows, labels).scale_ if scale == "relative" else 1.0
+    c = GDA().fit(rows, labels).scale_ * 20 / (20 + 16) if scale == "relative" else 1.0
     expected = 30 * rows @ texts.T + 0.5 * (c * (rows @ w + b + np.log(4)) - np.log(4))
     assert np.allclose(model.decision_function(rows), expected)
     assert np.allclose(model.predict_proba(rows).sum(axis=1), 1)
@@ -281,16 +281,28 @@ def test_alpha_from_nothing_to_everything() -> None:
 
 
 @pytest.mark.equation("eq-gda-ensemble")
-def test_relative_alpha_one_is_bayes_rule_with_zero_shot_as_prior() -> None:
-    """Posterior proportional to the zero-shot probability times each class's density, in the data's own units."""
+def test_ensemble_is_bayes_rule_with_zero_shot_as_prior() -> None:
+    """Posterior proportional to the zero-shot probability times the discounted density, in the data's own units."""
     rows, labels, texts = clip_like(80, 6, 3)
     x, _, _ = clip_like(9, 6, 3, seed=7)
     model = ZeroShotGDA(texts, logit_scale=10.0).fit(rows, labels)
     plain = GDA().fit(rows, labels)
     sigma = np.linalg.inv(ks_precision(plain.statistics_.scatter, 80) * plain.scale_)
     density = np.stack([multivariate_normal(m, sigma).pdf(x) for m in plain.means_], axis=1)
-    joint = np.exp(10 * x @ texts.T) * density
+    joint = np.exp(10 * x @ texts.T) * density ** gda.mean_discount(plain.statistics_.counts, 6)
     assert np.allclose(model.predict_proba(x), joint / joint.sum(axis=1, keepdims=True))
+
+
+@pytest.mark.equation("eq-gda-discount")
+def test_discount_is_the_best_factor_where_its_assumption_holds() -> None:
+    """True means one standard deviation from their centre in all: m / (m + D) is the least-squares factor."""
+    rng, d = np.random.default_rng(11), 64
+    for m in (1, 8, 64):
+        truth = rng.normal(size=(4000, d)) / d**0.5
+        seen = truth + rng.normal(size=(4000, d)) / m**0.5
+        best = (seen * truth).sum() / (seen**2).sum()
+        assert gda.mean_discount(np.full(5, m), d) == pytest.approx(best, abs=0.01)
+    assert gda.mean_discount(np.array([4, 0, 8]), 6) == 0.5  # classes without samples do not count
 
 
 def test_validation_takes_the_first_best_of_the_grid_and_the_test_rows_stay_out() -> None:
