@@ -4,6 +4,7 @@ import doctest
 import pickle
 from itertools import pairwise
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, kstest
 
 from minilib import curate as module
+from minilib import plotting
 from minilib.curate import (
     Matcher,
     curate,
@@ -343,3 +345,23 @@ def test_arrays_that_do_not_belong_together_are_refused() -> None:
         sample([0.5], ["a"], seed=0)
     with pytest.raises(ValueError, match="one sample id for each of 2 captions"):
         sample([0.5, 0.5], [1], seed=0)
+
+
+# --- charts ---
+
+
+def test_charts_draw_the_numbers_they_are_given(zipf_pool) -> None:
+    """The tail's step curve, read at any t, is `tail_share`; the rank curve falls; a size chart shows all its seeds."""
+    counts = zipf_pool[2]
+    figure, axes = plt.subplots(1, 4)
+    step = plotting.plot_tail_share(axes[0], {"pool": counts}, share=0.06).lines[0]
+    for t in (2, 17, 300, counts.max(), counts.max() + 1):
+        right = np.searchsorted(step.get_xdata(), t)  # where="pre": the value holds up to and with its x
+        assert step.get_ydata()[right] == pytest.approx(tail_share(counts, t))
+    rank = plotting.plot_rank_count(axes[1], {"pool": counts}, t=30).lines[0].get_ydata()
+    assert (np.diff(rank) <= 0).all() and len(rank) == (counts > 0).sum()
+    plotting.plot_sizes(axes[2], [1, 2], [3, 4], [[3, 4], [2, 5]], [5, 6], matched=9)
+    assert len(axes[2].lines) == 5
+    plotting.plot_fates([axes[3]], np.zeros((1, 3, 4, 4), np.uint8), ["a cat"], ["kept"])
+    assert axes[3].get_title() == "kept" and axes[3].get_xlabel() == "a cat"
+    plt.close(figure)
