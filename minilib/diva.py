@@ -118,29 +118,29 @@ def train(
         raise ValueError(f"a batch of {config.batch} needs at least that many pictures; got {len(images)}")
     denoiser.eval().requires_grad_(False)
     original, latents = clip.encode_images(images), denoiser.encode(images)
-    pool, pupil = torch.from_numpy(np.ascontiguousarray(images)), _pupil(clip)
+    pool, taught = torch.from_numpy(np.ascontiguousarray(images)), pupil(clip)
 
     def loss_at(step: int) -> Tensor:
         rng = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         rows = torch.randperm(len(pool), generator=rng)[: config.batch]
-        features, z = pupil.embed_images(pool[rows]), latents[rows.to(latents.device)]
+        features, z = taught.embed_images(pool[rows]), latents[rows.to(latents.device)]
         noise, times = draw_noise(z.repeat(config.draws, 1, 1, 1), denoiser.steps, rng)
         told = features.roll(1, dims=0) if config.wrong_image else features
         error = feedback_loss(denoiser, told, z, noise, times).mean()
         return error + config.anchor * anchor_loss(features, original[rows.to(original.device)])
 
-    hook = (lambda step, loss: on_step(step, loss, pupil)) if on_step else None
-    losses = optimise(loss_at, pupil.model, steps=config.steps, lr=config.lr, on_step=hook, warmup=10, label="DIVA")
-    pupil.model.requires_grad_(False)
-    return pupil, losses
+    hook = (lambda step, loss: on_step(step, loss, taught)) if on_step else None
+    losses = optimise(loss_at, taught.model, steps=config.steps, lr=config.lr, on_step=hook, warmup=10, label="DIVA")
+    taught.model.requires_grad_(False)
+    return taught, losses
 
 
-def _pupil(clip: Clip) -> Clip:
-    """A copy of a CLIP in which only the vision tower may move."""
-    pupil = Clip(copy.deepcopy(clip.model), clip.tokenizer, f"{clip.name}+diva")
-    pupil.model.requires_grad_(False)
-    pupil.model.visual.requires_grad_(True)
-    return pupil
+def pupil(clip: Clip) -> Clip:
+    """A copy of a CLIP in which only the vision tower may move. Taught in: notebooks/04_diva.ipynb"""
+    copied = Clip(copy.deepcopy(clip.model), clip.tokenizer, f"{clip.name}+diva")
+    copied.model.requires_grad_(False)
+    copied.model.visual.requires_grad_(True)
+    return copied
 
 
 def anchor_loss(features: Tensor, original: Tensor) -> Tensor:

@@ -17,12 +17,13 @@ from minilib import evaluate, features, models, training, world
 
 SEED = 7
 HELD_OUT = 900_001  # a seed that no training step draws from
-RECIPES = {
-    "clip-toy": {"steps": 2000, "batch": 256, "lr": 1e-3, "detail": 0.1},
-    "clip-toy-blind": {"words": 800, "steps": 2000, "batch": 256, "lr": 1e-3, "detail": 0.05, "told": 0.6},
-    "denoiser-toy": {"steps": 5000, "batch": 128, "lr": 1e-3, "detail": 0.9},
-    "denoiser-toy-web": {"steps": 5000, "batch": 128, "lr": 1e-3, "detail": 0.05},
+RECIPES = {  # in the order in which they need each other
+    "clip-toy-blind": {"words": 800, "steps": 2600, "batch": 256, "lr": 2e-3, "detail": 0.01, "told": 0.6},
+    "clip-toy": {"start": "toy-blind", "steps": 600, "batch": 256, "lr": 1e-3, "detail": 0.1},
+    "denoiser-toy": {"steps": 1200, "batch": 128, "lr": 2e-3, "detail": 0.9},
+    "denoiser-toy-web": {"steps": 1200, "batch": 128, "lr": 2e-3, "detail": 0.05},
 }
+STREAMS = {"clip-toy": 0, "clip-toy-blind": 3, "denoiser-toy": 6, "denoiser-toy-web": 9}  # none share a scene
 
 
 def draw(step: int, recipe: dict, stream: int) -> world.Scenes:
@@ -31,7 +32,7 @@ def draw(step: int, recipe: dict, stream: int) -> world.Scenes:
 
 def train_clip(recipe: dict, stream: int, device: str, checkpoint: Path) -> tuple[models.Clip, dict]:
     torch.manual_seed(SEED + stream)
-    clip = models.new_clip()
+    clip = models.load_clip(recipe["start"], device=device) if "start" in recipe else models.new_clip()
     clip.model.to(device)
     log = {}
     options = {"lr": recipe["lr"], "weight_decay": 0.05}
@@ -61,7 +62,7 @@ def train_denoiser(recipe: dict, stream: int, device: str, checkpoint: Path) -> 
     denoiser.codec.fit(torch.from_numpy(pictures).float() / 255)
     log = training.train_denoiser(
         denoiser.to(device), clip, lambda step: draw(step, recipe, stream), seed=SEED + stream, steps=recipe["steps"],
-        lr=recipe["lr"], ema=0.999, checkpoint=checkpoint,
+        lr=recipe["lr"], ema=0.995, checkpoint=checkpoint,
     )  # fmt: skip
     return denoiser, {"noise": log}
 
@@ -115,15 +116,14 @@ def main() -> None:
     parser.add_argument("--length", type=float, default=1.0, help="multiply the steps, e.g. 0.01 to try the script")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for stream, (name, recipe) in enumerate(RECIPES.items()):
-        if name not in args.only:
-            continue
+    for name in (name for name in RECIPES if name in args.only):
+        recipe, stream = RECIPES[name], STREAMS[name]
         recipe = recipe | {k: max(2, int(recipe[k] * args.length)) for k in ("steps", "words") if k in recipe}
         started, checkpoint = time.time(), args.checkpoints / f"{name}.pt"
         train, save = (
             (train_clip, models.save_clip) if name.startswith("clip") else (train_denoiser, models.save_denoiser)
         )
-        model, log = train(recipe, 3 * stream, device, checkpoint)
+        model, log = train(recipe, stream, device, checkpoint)
         seconds = time.time() - started
         metrics = (
             clip_metrics(model)
