@@ -250,12 +250,15 @@ class GDA(ClassifierMixin, BaseEstimator):
     def logits(self, X: Any) -> Floats:
         """``X W + b``, (N, K). ValueError when a class has no samples."""
         check_is_fitted(self)
-        X = validate_data(self, from_torch(X), dtype=np.float64, reset=False)
         if np.isnan(self.intercept_).any():
             raise ValueError(
                 f"no samples of class {list(self.classes_[np.isnan(self.intercept_)])}: add some, or use ZeroShotGDA, "
                 "which falls back to the class's text embedding."
             )
+        return self._linear(X)
+
+    def _linear(self, X: Any) -> Floats:
+        X = validate_data(self, from_torch(X), dtype=np.float64, reset=False)
         return X @ self.coef_.T + self.intercept_
 
     def decision_function(self, X: Any) -> Floats:
@@ -272,13 +275,13 @@ class GDA(ClassifierMixin, BaseEstimator):
         best = self.logits(X).argmax(axis=1)
         return self.classes_[best]
 
-    def _solve(self, fallback: Floats | None = None, relative: bool = False) -> GDA:
-        """Statistics to weights; ``fallback`` (K, D) stands in for the means of classes without samples.
+    def _solve(self, relative: bool = False) -> GDA:
+        """Statistics to weights; NaN as the bias of a class without samples.
 
         ``relative`` takes P times ``scale_``, the data's own units, times the discount for means of few rows.
         """
         stats, empty = self.statistics_, self.statistics_.counts == 0
-        self.means_ = np.where(empty[:, None], np.nan if fallback is None else fallback, stats.means)
+        self.means_ = np.where(empty[:, None], np.nan, stats.means)
         self.priors_ = _priors(self.priors, stats.counts)
         targets, (trace, freedom) = np.nan_to_num(self.means_).T, _variance(stats)  # (D, K)
         n, d = int(stats.counts.sum()), stats.means.shape[1]
@@ -315,8 +318,10 @@ class ZeroShotGDA(ClassifierMixin, BaseEstimator):
 
     Notes
     -----
-    A class without samples takes its text embedding, moved by the mean difference between images and texts of the other
-    classes, as its mean (the reference code gives NaN for every class). Validation rows choose alpha and nothing else.
+    A class without samples takes, for each image, the largest Gaussian logit of the other classes, so that its text
+    alone decides between it and the best of them: it is found at least as often as by zero-shot CLIP. (The reference
+    code gives NaN for every class. The text embedding as a mean would lie many standard deviations from any image, and
+    the class would never be named.) Validation rows choose alpha and nothing else.
 
     Source: Wang et al. (2024), section 3. Taught in: notebooks/02_gda.ipynb
     """
@@ -339,14 +344,10 @@ class ZeroShotGDA(ClassifierMixin, BaseEstimator):
     def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None) -> ZeroShotGDA:
         """Learn from X (N, D) and integer y (N,); X_val and y_val draw the alpha curve and, if asked, choose alpha."""
         labels = np.asarray(from_torch(y))
-        self.texts_ = texts = self._checked_texts(X, labels, X_val)  # (K, D)
-        self.classes_ = np.arange(len(texts))
+        self.texts_ = self._checked_texts(X, labels, X_val)  # (K, D)
+        self.classes_ = np.arange(len(self.texts_))
         self.gda_ = clone(self.gda or GDA())._learn(X, labels, self.classes_)
-        stats = self.gda_.statistics_
-        gap = (stats.means - texts)[stats.counts > 0].mean(axis=0)  # (D,) from the texts to the images
-        self.gda_._solve(fallback=texts + gap, relative=self.alpha_scale == "relative")
-        if np.isinf(self.gda_.intercept_).any():
-            raise ValueError('a class has prior 0, so its text cannot speak for it: use priors="uniform".')
+        self.gda_._solve(relative=self.alpha_scale == "relative")
         if X_val is not None:
             zero_shot, gaussian = self._terms(X_val)
             truth = np.asarray(from_torch(y_val))[:, None]  # (M, 1): an error if y_val is missing
@@ -371,7 +372,9 @@ class ZeroShotGDA(ClassifierMixin, BaseEstimator):
         return self.decision_function(X).argmax(axis=1)
 
     def _terms(self, X: Any) -> tuple[Floats, Floats]:
-        gaussian = self.gda_.logits(X)  # first: it checks X
+        gaussian = self.gda_._linear(X)  # (N, K), NaN for classes without samples; it checks X
+        best = np.nanmax(gaussian, axis=1, keepdims=True)
+        gaussian = np.where(np.isnan(gaussian), best, gaussian)  # only the text can tell such a class from the others
         return self.logit_scale * np.asarray(from_torch(X), dtype=np.float64) @ self.texts_.T, gaussian
 
     def _checked_texts(self, X: Any, y: NDArray[Any], X_val: Any) -> Floats:
