@@ -151,7 +151,7 @@ def plot_gaussians(
         ax.plot(*mine.T, _MARKS[k % 4], color=PALETTE[k], markersize=4, alpha=0.6, label=name)
         ax.plot(*(mean + ring).T, color=PALETTE[k], linewidth=2)
         ax.plot(*mean, marker="+", color=INK, markersize=14, markeredgewidth=2.5)
-    ax.legend()
+    ax.legend(loc="upper left")
     return ax
 
 
