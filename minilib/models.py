@@ -121,10 +121,11 @@ class Clip:
 
 
 class PatchPCA(nn.Module):
-    """Latents without training: each 4 x 4 patch becomes its 16 first principal components, scaled to unit variance.
+    """Latents without training: each 4 x 4 patch becomes its 16 first principal components.
 
     ``encode`` (n, 3, h, w) in [0, 1] -> (n, 16, h/4, w/4); ``decode`` goes back, losing what the other components
-    held. Stands where Stable Diffusion has its variational autoencoder.
+    held. One scale for all gives them unit variance on average and keeps the strong ones strong, as the scaling factor
+    of Stable Diffusion's variational autoencoder does, in whose place this stands.
     """
 
     mean: Tensor
@@ -136,16 +137,16 @@ class PatchPCA(nn.Module):
         self.patch = patch
         self.register_buffer("mean", torch.zeros(3 * patch * patch))
         self.register_buffer("basis", torch.zeros(channels, 3 * patch * patch))  # rows orthonormal
-        self.register_buffer("scale", torch.ones(channels))  # standard deviations
+        self.register_buffer("scale", torch.ones(()))  # one standard deviation for all
 
     def fit(self, pixels: Tensor) -> PatchPCA:
         """Learn mean and components from pictures (n, 3, h, w) in [0, 1], in closed form."""
         rows = F.unfold(pixels.double(), self.patch, stride=self.patch).transpose(1, 2).flatten(0, 1)  # (N, 48)
         values, vectors = torch.linalg.eigh(torch.cov(rows.T))
-        k = len(self.scale)
+        k = len(self.basis)
         self.mean.copy_(rows.mean(0))
         self.basis.copy_(vectors.flip(1).T[:k])
-        self.scale.copy_(values.flip(0)[:k].sqrt())
+        self.scale.copy_(values.flip(0)[:k].mean().sqrt())
         return self
 
     def encode(self, pixels: Tensor) -> Tensor:
@@ -181,7 +182,7 @@ class Denoiser(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: np.ndarray | Tensor) -> Tensor:
-        """uint8 (n, 3, h, w) -> latents: whitened patches, or the autoencoder's mean times its scaling factor."""
+        """uint8 (n, 3, h, w) -> latents: the patches' components, or the autoencoder's mean times its factor."""
         device = next(self.unet.parameters()).device
         pixels = torch.as_tensor(images).to(device).float() / 255
         if isinstance(self.codec, PatchPCA):

@@ -83,13 +83,15 @@ def test_tokenizer_frames_cuts_and_pads():
     assert max(tokenizer.encoder.values()) < tokenizer.sot_token_id
 
 
-def test_pca_latents_are_orthonormal_white_and_lose_little():
+def test_pca_latents_are_orthonormal_uncorrelated_and_lose_little():
     images = torch.from_numpy(world.make_scenes(800, seed=2).images).float() / 255
     codec = models.PatchPCA().fit(images)
     assert torch.allclose(codec.basis @ codec.basis.T, torch.eye(16), atol=1e-5)
     z = codec.encode(images)
     assert z.shape == (800, 16, 8, 8)
-    assert torch.allclose(torch.cov(z.transpose(0, 1).flatten(1)), torch.eye(16), atol=1e-3)
+    covariance = torch.cov(z.transpose(0, 1).flatten(1))
+    assert abs(covariance.trace() / 16 - 1) < 1e-3 and (covariance - covariance.diag().diag()).abs().max() < 2e-3
+    assert (covariance.diag().diff() <= 1e-4).all()  # the strongest first
     lost = (codec.decode(z) - images).square().mean() / images.var()
     assert lost < 0.07
 
