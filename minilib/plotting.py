@@ -131,7 +131,7 @@ def plot_pictures(axes: Iterable[Axes], images: ArrayLike, titles: Sequence[str]
     for ax, image, title, good in zip(axes, np.asarray(images), titles, right, strict=True):
         ax.imshow(image.transpose(1, 2, 0), interpolation="nearest")
         colour, style = (PALETTE[0], "normal") if good else (PALETTE[1], "italic")
-        ax.set_title(title, loc="center", fontsize=10, color=colour, style=style)
+        ax.set_title(title, loc="center", fontsize=9, color=colour, style=style)
         ax.set(xticks=[], yticks=[])
 
 
