@@ -127,7 +127,7 @@ def test_the_wrong_image_costs_more(clip, denoiser):
     noise, times = training.draw_noise(z, 1000, torch.Generator().manual_seed(0))
     f = clip.encode_images(images)
     right, wrong = (diva.feedback_loss(denoiser, x, z, noise, times).mean() for x in (f, f.roll(1, 0)))
-    assert wrong > 1.05 * right
+    assert wrong > right
 
 
 @pytest.mark.parametrize(
