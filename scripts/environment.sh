@@ -65,7 +65,7 @@ explain() {
 }
 say "installing $(grep -c '==' requirements.lock) packages as locked (torch and its libraries are the large ones)"
 "$py" -m pip install --disable-pip-version-check --require-hashes -r requirements.lock 2>&1 |
-  tee "$log" | { grep --line-buffered -E '^(Collecting|  Downloading|Installing|ERROR)' || true; } || explain
+  tee "$log" | { grep --line-buffered -oE '^  Downloading .*[0-9]{2}\.[0-9] MB|^Installing collected packages' || true; } || explain
 "$py" -m pip install --disable-pip-version-check --quiet --no-build-isolation --no-deps --editable . >>"$log" 2>&1 || explain
 cp requirements.lock "$done_mark"
 rm -f "$busy_mark"
