@@ -19,16 +19,22 @@ MODULES = sorted(path for path in (ROOT / "minilib").glob("*.py") if path.name !
 GROUND = {"world", "drawing"}
 FIRST_FLOOR = {"models", "features", "training", "evaluate", "metadata"}
 METHODS = {"gda", "curate", "diva"}
+GAUSSIANS = {"gaussian", "loo", "beyond"}  # the inner rooms of gda
 MAY_IMPORT = {
     "drawing": set(),
     "world": {"drawing"},
     "plotting": set(),
     "evaluate": GROUND,
+    "exercises": {"evaluate"},
     "metadata": GROUND,
     "models": GROUND,
     "features": GROUND | {"models"},
     "training": GROUND | {"models", "features", "evaluate"},
+    "gaussian": set(),
+    "loo": {"gaussian"},
+    "beyond": {"gaussian", "evaluate"},
     **{method: GROUND | FIRST_FLOOR for method in METHODS},
+    "gda": GROUND | FIRST_FLOOR | GAUSSIANS,
     "cli": GROUND | FIRST_FLOOR | METHODS | {"plotting"},
 }
 # Written in pieces, so that this file may be searched like the others.

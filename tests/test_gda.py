@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import multivariate_normal
+from sklearn.covariance import ledoit_wolf_shrinkage, oas
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from minilib import gda
+from minilib import gaussian, gda, loo
 from minilib.gda import (
     ALPHA_GRID,
     GDA,
@@ -52,8 +53,9 @@ def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(got - expected).max() / np.abs(expected).max())
 
 
-def test_docstring_examples() -> None:
-    assert doctest.testmod(gda).failed == 0
+@pytest.mark.parametrize("module", [gda, gaussian, loo])
+def test_docstring_examples(module) -> None:
+    assert doctest.testmod(module).failed == 0
 
 
 @parametrize_with_checks([GDA(), GDA(covariance=0.3, priors="empirical")])
@@ -217,6 +219,90 @@ def test_callable_covariance() -> None:
     assert by_hand.scale_ == pytest.approx(number.scale_)
 
 
+@pytest.mark.equation("eq-gda-shrinkage")
+@pytest.mark.parametrize(
+    ("name", "peer"), [("ledoit-wolf", ledoit_wolf_shrinkage), ("oas", lambda x, **o: oas(x, **o)[1])]
+)
+@pytest.mark.parametrize(("n", "d"), [(200, 12), (30, 60)])
+def test_pooled_shrinkage_is_scikit_learns_on_centred_rows(name: str, peer, n: int, d: int) -> None:
+    rows, labels, _ = clip_like(n, d, 4)
+    rows = rows * np.geomspace(1, 0.1, d)
+    model = GDA(covariance=name).fit(rows, labels)
+    centred = rows - model.means_[labels]
+    assert model.shrinkage_ == pytest.approx(peer(centred, assume_centered=True), rel=1e-9)
+    assert 0 < model.shrinkage_ < 1
+    assert relative_error(model.coef_, GDA(covariance=model.shrinkage_).fit(rows, labels).coef_) < 1e-12
+
+
+@pytest.mark.equation("eq-gda-shrinkage")
+def test_ks_is_a_shrinkage_of_the_covariance() -> None:
+    """P of "ks" and of the number D / (N - 1 + D) are multiples of each other, so their weights are too."""
+    rows, labels, _ = clip_like(70, 24, 5)
+    ks = GDA().fit(rows, labels)
+    assert ks.shrinkage_ == 24 / (70 - 1 + 24)
+    number = GDA(covariance=ks.shrinkage_).fit(rows, labels)
+    assert relative_error(ks.coef_ / np.linalg.norm(ks.coef_), number.coef_ / np.linalg.norm(number.coef_)) < 1e-12
+
+
+def test_round_scatter_is_shrunk_all_the_way() -> None:
+    """Two classes of +-e_i each: S is a multiple of I, at distance 0 from the target."""
+    rows = np.concatenate([np.eye(4), -np.eye(4)] * 2)
+    model = GDA(covariance="oas").fit(rows + np.repeat([0, 5], 8)[:, None], np.repeat([0, 1], 8))
+    assert model.shrinkage_ == 1.0
+
+
+# Weights and views ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("covariance", ["ks", "oas", "ledoit-wolf", 0.3])
+@pytest.mark.parametrize("d", [6, 80])
+def test_a_weight_of_three_is_three_rows(covariance, d: int) -> None:
+    rows, labels, texts = clip_like(50, d, 3)
+    weights = np.random.default_rng(0).integers(0, 4, size=50)
+    weights[:3] = 1
+    repeated = np.repeat(np.arange(50), weights)
+    heavy = GDA(covariance=covariance).fit(rows, labels, sample_weight=weights)
+    often = GDA(covariance=covariance).fit(rows[repeated], labels[repeated])
+    assert relative_error(heavy.coef_, often.coef_) < 1e-9
+    assert relative_error(heavy.intercept_, often.intercept_) < 1e-9
+
+
+def test_identical_views_of_an_image_count_as_the_image() -> None:
+    rows, labels, _ = clip_like(40, 8, 4)
+    once = GDA(priors="empirical").fit(rows, labels)
+    thrice = GDA(priors="empirical").fit(np.tile(rows, (3, 1)), np.tile(labels, 3), groups=np.tile(np.arange(40), 3))
+    assert relative_error(thrice.coef_, once.coef_) < 1e-12
+    assert thrice.statistics_.total == pytest.approx(40)
+    as_rows = GDA(priors="empirical").fit(np.tile(rows, (3, 1)), np.tile(labels, 3))
+    assert relative_error(as_rows.coef_, once.coef_) > 0.01  # the paper's way is another ridge
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sample_weight": np.ones(5)}, "20 finite numbers"),
+        ({"sample_weight": -np.ones(20)}, "0 or more"),
+        ({"sample_weight": np.zeros(20)}, "sum to zero"),
+        ({"groups": np.zeros(3)}, "image of each of the 20 rows"),
+    ],
+)
+def test_bad_weights(options: dict, message: str) -> None:
+    rows, labels, _ = clip_like(20, 8, 2)
+    with pytest.raises(ValueError, match=message):
+        GDA().fit(rows, labels, **options)
+
+
+@pytest.mark.equation("eq-gda-text-anchor")
+def test_text_anchor_draws_means_as_so_many_images() -> None:
+    """An anchor of 4 beside 8 images a class: each mean moves a third of the way to its moved text."""
+    rows, labels, texts = clip_like(40, 6, 5)
+    model = ZeroShotGDA(texts, alpha=1.0, text_anchor=4.0).fit(rows, labels)
+    plain = GDA().fit(rows, labels)
+    told = texts - texts.mean(axis=0) + rows.mean(axis=0)
+    assert np.allclose(model.gda_.means_, 2 / 3 * plain.means_ + 1 / 3 * told)
+    assert np.allclose(model.gda_.statistics_.scatter, plain.statistics_.scatter)
+
+
 # Statistics that add up ----------------------------------------------------------------------------------------------
 
 
@@ -285,7 +371,7 @@ def test_ensemble_is_bayes_rule_with_zero_shot_as_prior() -> None:
     """Posterior proportional to the zero-shot probability times the discounted density, in the data's own units."""
     rows, labels, texts = clip_like(80, 6, 3)
     x, _, _ = clip_like(9, 6, 3, seed=7)
-    model = ZeroShotGDA(texts, logit_scale=10.0).fit(rows, labels)
+    model = ZeroShotGDA(texts, alpha=1.0, logit_scale=10.0).fit(rows, labels)
     plain = GDA().fit(rows, labels)
     sigma = np.linalg.inv(ks_precision(plain.statistics_.scatter, 80) * plain.scale_)
     density = np.stack([multivariate_normal(m, sigma).pdf(x) for m in plain.means_], axis=1)
@@ -364,6 +450,64 @@ def test_one_image_a_class_is_nearest_mean_and_says_so() -> None:
     assert np.isfinite(both.decision_function(x)).all()
 
 
+# Tensors and long streams ---------------------------------------------------------------------------------------------
+
+
+class NoHost(torch.overrides.TorchFunctionMode):
+    """Refuses to bring anything to the host that is larger than the labels' classes."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        if name in ("numpy", "cpu", "__array__", "tolist") and args[0].numel() > 64 and args[0].is_floating_point():
+            raise AssertionError(f"{tuple(args[0].shape)} numbers left the device by {name}")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("d", [12, 300])
+def test_tensors_stay_on_their_device(d: int) -> None:
+    rows, labels, texts = clip_like(200, d, 4)
+    x, y, t = torch.tensor(rows), torch.tensor(labels), torch.tensor(texts)
+    with NoHost():
+        with pytest.raises(AssertionError, match="left the device"):
+            x.numpy()  # the guard works
+        model = GDA(covariance="oas").fit(x, y)
+        model.partial_fit(x, y)
+        merged = GDA.merge([model, model])
+        found = merged.predict_proba(x), merged.predict(x)
+    plain = GDA(covariance="oas").fit(np.tile(rows, (4, 1)), np.tile(labels, 4))
+    assert relative_error(merged.coef_.numpy(), plain.coef_) < 1e-9
+    assert np.allclose(found[0].numpy(), plain.predict_proba(rows), atol=1e-9)
+    assert (found[1].numpy() == plain.predict(rows)).all()
+    both = ZeroShotGDA(t).fit(x, y), ZeroShotGDA(texts).fit(rows, labels)
+    assert both[0].alpha_ == both[1].alpha_
+    assert np.allclose(both[0].predict_proba(x).numpy(), both[1].predict_proba(rows), atol=1e-9)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_what_the_cpu_gives() -> None:
+    rows, labels, texts = clip_like(400, 64, 5)
+    x, y = torch.tensor(rows, device="cuda"), torch.tensor(labels, device="cuda")
+    model = ZeroShotGDA(torch.tensor(texts, device="cuda")).fit(x, y)
+    assert model.predict_proba(x).is_cuda and model.gda_.coef_.is_cuda
+    assert np.allclose(
+        model.predict_proba(x).cpu().numpy(), ZeroShotGDA(texts).fit(rows, labels).predict_proba(rows), atol=1e-8
+    )
+
+
+def test_chunks_do_not_change_the_statistics(monkeypatch) -> None:
+    rows, labels, _ = clip_like(500, 16, 4)
+    whole = GDA().fit(rows, labels).coef_
+    monkeypatch.setattr(gaussian, "CHUNK", 64)
+    assert relative_error(GDA().fit(rows, labels).coef_, whole) < 1e-12
+
+
+def test_ledoit_wolf_says_that_it_cannot_stream() -> None:
+    rows, labels, _ = clip_like(60, 8, 3)
+    model = GDA(covariance="ledoit-wolf").partial_fit(rows, labels, classes=range(3))
+    with pytest.raises(ValueError, match='needs all rows in one fit.*"oas"'):
+        model.partial_fit(rows, labels)
+
+
 # What comes in -------------------------------------------------------------------------------------------------------
 
 
@@ -382,16 +526,33 @@ def test_kinds_of_arrays(kind: str) -> None:
     }[kind]
     y = torch.tensor(labels) if "tensor" in kind else labels
     model = GDA().fit(x, y)
-    assert model.coef_.dtype == np.float64
-    assert relative_error(model.coef_, GDA().fit(rows, labels).coef_) < (0.05 if "16" in kind else 1e-5)
+    assert str(model.coef_.dtype).endswith("float64")
+    assert (
+        isinstance(model.coef_, torch.Tensor) == isinstance(model.predict_proba(x), torch.Tensor) == ("tensor" in kind)
+    )
+    assert relative_error(np.asarray(model.coef_), GDA().fit(rows, labels).coef_) < (0.05 if "16" in kind else 1e-5)
     both = ZeroShotGDA(torch.tensor(texts) if "tensor" in kind else texts).fit(x, y)
     assert both.predict_proba(x).shape == (60, 4)
 
 
-def test_float32_features_lose_nothing_in_the_statistics() -> None:
-    rows, labels, _ = clip_like(400, 32, 4)
-    rows = rows.astype(np.float32)
-    assert relative_error(GDA().fit(rows, labels).coef_, literal(rows.astype(np.float64), labels, 4)[0].T) < 1e-10
+def formula32(rows: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """The paper's formula in torch float32, as its authors run it: (D, K) weights."""
+    x, y = torch.from_numpy(rows), torch.from_numpy(labels)
+    mu = torch.stack([x[y == j].mean(0) for j in range(k)])
+    sigma = torch.cat([x[y == j] - mu[j] for j in range(k)]).T.cov()
+    n, d = x.shape
+    return (d * torch.linalg.pinv((n - 1) * sigma + sigma.trace() * torch.eye(d)) @ mu.T).numpy()
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+@pytest.mark.parametrize(("n", "d", "k"), [(4000, 64, 40), (60, 200, 5), (400, 32, 4)])
+def test_float32_features_err_no_more_than_the_formula_in_float32(n: int, d: int, k: int, offset: float) -> None:
+    rows, labels, _ = clip_like(n, d, k)
+    rows = (rows + offset).astype(np.float32)
+    truth = literal(rows.astype(np.float64), labels, k)[0]
+    ours = relative_error(GDA().fit(rows, labels).coef_.T, truth)
+    assert ours <= relative_error(formula32(rows, labels, k), truth)
+    assert ours < 3e-6
 
 
 def test_words_as_labels_and_the_shape_of_two_classes() -> None:
@@ -456,8 +617,11 @@ def test_partial_fit_bad_calls() -> None:
 @pytest.mark.parametrize(
     ("parameters", "change", "message"),
     [
-        ({"alpha": "loo"}, {}, "'loo' in this version"),
+        ({"alpha": "best"}, {}, "alpha must be a number, .loo. or .validation.; not 'best'"),
         ({"alpha": "validation"}, {}, "needs other rows"),
+        ({"alpha": "loo"}, {"X_val": np.eye(2, 8), "y_val": [0, 1]}, "needs no validation rows"),
+        ({"alpha": 1.0}, {"X_val": np.eye(2, 8)}, "go together"),
+        ({"text_anchor": -1.0}, {}, "text_anchor counts images"),
         ({"alpha": -1.0}, {}, "0 or more"),
         ({"alpha_scale": "free"}, {}, "alpha_scale"),
         ({}, {"y": np.arange(20)}, r"range\(2\)"),
@@ -471,7 +635,7 @@ def test_ensemble_bad_input(parameters: dict, change: dict, message: str) -> Non
     rows, labels, texts = clip_like(20, 8, 2)
     model = ZeroShotGDA(change.get("text_features", texts), **parameters)
     with pytest.raises(ValueError, match=message):
-        model.fit(change.get("X", rows), change.get("y", labels))
+        model.fit(change.get("X", rows), change.get("y", labels), change.get("X_val"), change.get("y_val"))
 
 
 def test_lengths_are_checked_where_they_matter() -> None:
