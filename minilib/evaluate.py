@@ -1,4 +1,4 @@
-"""Predictions in, numbers with intervals out: zero-shot accuracy, image pairs, Wilson, bootstrap, McNemar.
+"""Predictions in, numbers out: accuracy with its intervals, image pairs, calibration, long tails, other label sets.
 
 Every function takes NumPy arrays or PyTorch tensors (any device) and returns plain floats or NumPy arrays.
 
@@ -8,19 +8,29 @@ Wilson (1927), "Probable inference, the law of succession, and statistical infer
 Efron (1979), "Bootstrap methods: another look at the jackknife", Annals of Statistics 7.
 McNemar (1947), "Note on the sampling error of the difference between correlated proportions", Psychometrika 12.
 Tong et al. (2024), "Eyes wide shut? Exploring the visual shortcomings of multimodal LLMs" (the pair rule of MMVP-VLM).
+Guo et al. (2017), "On calibration of modern neural networks", ICML.
+Cui et al. (2019), "Class-balanced loss based on effective number of samples", CVPR (the exponential long tail).
+Liu et al. (2019), "Large-scale long-tailed recognition in an open world", CVPR (ImageNet-LT: many, medium, few).
+Hendrycks et al. (2021), "Natural adversarial examples", CVPR; "The many faces of robustness", ICCV (ImageNet-A, -R).
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
+from scipy.special import softmax
 from scipy.stats import binomtest
 from scipy.stats import t as student
 
 Floats = NDArray[np.float64]
+#: Where :func:`fit_temperature` searches.
+TEMPERATURES = (1e-3, 1e3)
 
 
 def zero_shot_accuracy(image_features: Any, text_features: Any, labels: Any) -> float:
@@ -42,14 +52,7 @@ def zero_shot_accuracy(image_features: Any, text_features: Any, labels: Any) -> 
             f"image_features are {images.shape[1]} wide and text_features {texts.shape[1]}: "
             "both must come from the same model."
         )
-    truth = _numpy(labels)
-    if truth.shape != (len(images),):
-        raise ValueError(f"labels must have shape ({len(images)},), one for each image; got {truth.shape}.")
-    if not np.issubdtype(truth.dtype, np.integer):
-        raise ValueError(f"labels must be integers in range({len(texts)}); got dtype {truth.dtype}.")
-    if truth.min() < 0 or truth.max() >= len(texts):
-        bad = int(np.flatnonzero((truth < 0) | (truth >= len(texts)))[0])
-        raise ValueError(f"labels[{bad}] = {truth[bad]}, but text_features has {len(texts)} classes (0 the first).")
+    truth = _labels(labels, len(images), len(texts))
     return float(np.mean((images @ texts.T).argmax(axis=1) == truth))  # (N, K) -> (N,)
 
 
@@ -165,13 +168,169 @@ def few_shot_rows(labels: Any, shots: int, *, seed: int) -> NDArray[np.int64]:
 
     Taught in: notebooks/02_gda.ipynb
     """
-    truth = _numpy(labels)
-    order = np.random.default_rng(seed).permutation(len(truth))
-    rows = [order[truth[order] == k][:shots] for k in np.unique(truth)]
-    short = [int(k) for k, found in zip(np.unique(truth), rows, strict=True) if len(found) < shots]
+    wanted = np.full(len(np.unique(_numpy(labels))), shots)
+    rows, short = _draw(labels, wanted, seed)
     if short or shots < 1:
         raise ValueError(f"cannot draw {shots} rows of each class; classes with fewer: {short}.")
-    return np.concatenate(rows)
+    return rows
+
+
+def long_tail_rows(labels: Any, most: int, *, ratio: float = 100.0, seed: int) -> NDArray[np.int64]:
+    """Indices of random rows whose class sizes fall exponentially, sorted by class.
+
+    Objective: class k = 0, ..., K - 1, in the order of the labels, gets ``most * ratio^(-k / (K - 1))`` rows, rounded,
+    at least one: ``most`` in the first class, ``most / ratio`` in the last. This is the profile of CIFAR-LT, whose code
+    rounds down; ImageNet-LT draws its sizes from a Pareto distribution instead. The same seed with a larger ``most``
+    keeps the rows it had.
+
+    ValueError when a class has fewer rows than its share, most < 1 or ratio < 1.
+
+    >>> rows = long_tail_rows([0] * 9 + [1] * 9 + [2] * 9, 8, ratio=16, seed=0)
+    >>> (rows // 9).tolist()  # 8, then 8 / 4, then 8 / 16, which is raised to one
+    [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 2]
+
+    Source: Cui et al. (2019). Taught in: notebooks/04_beyond.ipynb
+    """
+    if most < 1 or not ratio >= 1:
+        raise ValueError(f"most and ratio must be at least 1; got most={most}, ratio={ratio}.")
+    k = np.arange(len(np.unique(_numpy(labels))))
+    wanted = np.maximum(np.rint(most * ratio ** (-k / max(len(k) - 1, 1))).astype(int), 1)  # (K,)
+    rows, short = _draw(labels, wanted, seed)
+    if short:
+        raise ValueError(f"a tail from {most} rows needs {wanted.tolist()}; classes with fewer: {short}.")
+    return rows
+
+
+def accuracy_by_frequency(
+    predicted: Any, labels: Any, train_counts: Any, *, many: int = 100, few: int = 20
+) -> dict[str, float]:
+    """Accuracy on the classes with many, medium and few training rows, and on all of them.
+
+    Objective: ``mean [ predicted_n == y_n ]`` over the test rows n of a group: "many" holds the classes with more than
+    ``many`` training rows, "few" those with fewer than ``few``, "medium" the others. On a test set with equally many
+    rows of each class, as ImageNet-LT has, this is the mean of the class accuracies.
+
+    Takes classes (N,) in range(K) twice and counts (K,). A group without test rows is NaN. ValueError when shapes
+    differ, a label has no count, or few > many + 1, where a class could be in two groups.
+
+    >>> accuracy_by_frequency([0, 0, 1, 0], [0, 0, 1, 2], [500, 50, 5])
+    {'many': 1.0, 'medium': 1.0, 'few': 0.0, 'all': 0.75}
+
+    Source: Liu et al. (2019). Taught in: notebooks/04_beyond.ipynb
+    """
+    counts, answers = _numpy(train_counts), _numpy(predicted)
+    if answers.ndim != 1 or counts.ndim != 1:
+        raise ValueError(f"predicted and train_counts must be 1-d; got shapes {answers.shape} and {counts.shape}.")
+    truth = _labels(labels, len(answers), len(counts))
+    if few > many + 1:
+        raise ValueError(f"few must be at most many + 1, so that no class is in both; got few={few}, many={many}.")
+    size, right = counts[truth], answers == truth  # (N,)
+    groups = {"many": size > many, "medium": (size <= many) & (size >= few), "few": size < few}
+    groups["all"] = np.ones_like(right)
+    return {name: float(right[group].mean()) if group.any() else np.nan for name, group in groups.items()}
+
+
+def map_classes(logits: Any, columns: Sequence[int | Sequence[int]]) -> Floats:
+    """Logits over few target classes from logits over many source classes, such as ImageNet's for ImageNet-R.
+
+    Objective: ``z'_nk = max over j in columns[k] of z_nj``, so that a target class wins when any of its source classes
+    does. With one index for each target this selects columns, ``logits[:, columns]``: the same as multiplying by the
+    0/1 matrix (K, K') of the reference protocol. (The *probability* of several classes together would be a sum, not a
+    maximum.)
+
+    Logits (N, K) and, for each of K' targets, one index in range(K) or several; returns (N, K'). ValueError when a
+    target has no index, or one that is not an integer in range(K).
+
+    >>> map_classes([[5.0, 1.0, 2.0, 3.0]], [0, [1, 3]]).tolist()
+    [[5.0, 3.0]]
+
+    Source: Hendrycks et al. (2021). Taught in: notebooks/04_beyond.ipynb
+    """
+    source = _features(logits, "logits")
+    groups = [np.atleast_1d(_numpy(column)) for column in columns]
+    if not groups:
+        raise ValueError("columns must name at least one target class; got none.")
+    width = source.shape[1]
+    for k, group in enumerate(groups):
+        whole = group.size > 0 and np.issubdtype(group.dtype, np.integer)
+        if not whole or group.min() < 0 or group.max() >= width:
+            raise ValueError(f"columns[{k}] must be one or more integers in range({width}); got {columns[k]}.")
+    return np.stack([source[:, group].max(axis=1) for group in groups], axis=1)  # (N, K')
+
+
+def reliability(probabilities: Any, labels: Any, *, bins: int = 15) -> dict[str, NDArray[Any]]:
+    """How often the top class is right, by how sure the model was of it.
+
+    Objective: rows fall into ``bins`` bins ((m - 1) / M, m / M] by their largest probability. Of each bin: ``counts``,
+    mean ``confidence`` and ``accuracy``, three arrays (bins,), NaN where a bin is empty. They are what
+    :func:`minilib.plotting.plot_reliability` takes.
+
+    Probabilities (N, K) whose rows sum to 1 within 0.01, labels (N,) in range(K); ValueError otherwise or for bins < 1.
+
+    >>> table = reliability([[0.9, 0.1], [0.7, 0.3], [0.2, 0.8]], [0, 1, 1], bins=2)
+    >>> table["counts"].tolist(), table["accuracy"].round(3).tolist()
+    ([0, 3], [nan, 0.667])
+
+    Source: Guo et al. (2017), section 2. Taught in: notebooks/03_fewshot.ipynb
+    """
+    p = _features(probabilities, "probabilities")
+    truth = _labels(labels, *p.shape)
+    if p.min() < 0 or np.abs(p.sum(axis=1) - 1).max() > 0.01:
+        raise ValueError("probabilities must be 0 or more and sum to 1 in each row: give softmax(logits), not logits.")
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1; got {bins}.")
+    which = np.searchsorted(np.arange(1, bins) / bins, p.max(axis=1))  # (N,), the bin of each row
+    counts = np.bincount(which, minlength=bins)
+    size = np.where(counts > 0, counts, np.nan)  # an empty bin has no mean
+    sure, right = (np.bincount(which, v, bins) / size for v in (p.max(axis=1), p.argmax(axis=1) == truth))
+    return {"confidence": sure, "accuracy": right, "counts": counts}
+
+
+def expected_calibration_error(probabilities: Any, labels: Any, *, bins: int = 15) -> float:
+    """Mean gap between how sure a model is and how often it is right (equation ``eq-gda-ece``).
+
+    Objective: ``ECE = sum_m n_m / N |accuracy_m - confidence_m|`` over the bins of :func:`reliability`, a share; 0
+    for a calibrated model with endless rows. It depends on ``bins``, and with few rows a bin it is biased upwards.
+
+    >>> round(expected_calibration_error([[0.9, 0.1], [0.7, 0.3], [0.2, 0.8]], [0, 1, 1], bins=1), 4)  # |2 / 3 - 0.8|
+    0.1333
+
+    Source: Guo et al. (2017), section 2. Taught in: notebooks/03_fewshot.ipynb
+    """
+    table = reliability(probabilities, labels, bins=bins)
+    gap = np.abs(table["accuracy"] - table["confidence"])  # (bins,)
+    return float(np.nansum(table["counts"] * gap) / table["counts"].sum())
+
+
+def fit_temperature(logits: Any, labels: Any) -> float:
+    """The temperature by which logits are best divided before the softmax (equation ``eq-gda-temperature``).
+
+    Objective: ``T = argmin_T -mean_n log softmax(z_n / T)_{y_n}``, convex in the inverse temperature 1 / T. With the
+    gaps ``g_nj = z_nj - z_{n y_n}`` its derivative in 1 / T is ``mean_n sum_j softmax(z_n / T)_j g_nj``; Brent's method
+    finds where that is 0. One number for all rows and classes, so no prediction changes. Fit it on rows that are
+    neither training nor test rows.
+
+    Logits (N, K), labels (N,) in range(K). T is sought in :data:`TEMPERATURES`. Where the likelihood still rises at an
+    end of that range (every row right: T falls; no better than guessing: T grows), that end is returned with a warning.
+
+    >>> round(fit_temperature([[2.0, 0.0]] * 4, [0, 0, 0, 1]), 4)  # sigmoid(2 / T) = 3 / 4, so T = 2 / log 3
+    1.8205
+
+    Source: Guo et al. (2017), section 4.2. Taught in: notebooks/03_fewshot.ipynb
+    """
+    z = _features(logits, "logits")
+    truth = _labels(labels, *z.shape)
+    gaps = z - z[np.arange(len(z)), truth][:, None]  # (N, K), 0 at the true class
+
+    def slope(log_t: float) -> float:
+        return float((softmax(gaps / np.exp(log_t), axis=1) * gaps).sum(axis=1).mean())
+
+    low, high = np.log(TEMPERATURES)
+    if slope(low) > 0 > slope(high):
+        return float(np.exp(brentq(slope, low, high, xtol=1e-12)))
+    end, why = (0, "are all rows right?") if slope(low) <= 0 else (1, "are the logits no better than guessing?")
+    warnings.warn(f"the likelihood still rises at T = {TEMPERATURES[end]:g}: {why} Taking that T.", stacklevel=2)
+    return TEMPERATURES[end]
 
 
 def mcnemar(first: Any, second: Any) -> float:
@@ -215,6 +374,27 @@ def _features(values: Any, name: str) -> Floats:
         row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
         raise ValueError(f"{name} row {row} has a value that is not finite: drop the row or mend what made it.")
     return array
+
+
+def _labels(labels: Any, rows: int, classes: int) -> NDArray[Any]:
+    """Integer labels (rows,) in range(classes), or an error that names the first that is not."""
+    truth = _numpy(labels)
+    if truth.shape != (rows,):
+        raise ValueError(f"labels must have shape ({rows},), one for each row; got {truth.shape}.")
+    if not np.issubdtype(truth.dtype, np.integer):
+        raise ValueError(f"labels must be integers in range({classes}); got dtype {truth.dtype}.")
+    for bad in np.flatnonzero((truth < 0) | (truth >= classes))[:1]:
+        raise ValueError(f"labels[{bad}] = {truth[bad]}, but there are {classes} classes (0 the first).")
+    return truth
+
+
+def _draw(labels: Any, wanted: NDArray[Any], seed: int) -> tuple[NDArray[np.int64], list[int]]:
+    """``wanted`` (K,) random rows of each class, sorted by class, and the classes that have fewer."""
+    truth = _numpy(labels)
+    classes, order = np.unique(truth), np.random.default_rng(seed).permutation(len(truth))
+    rows = [order[truth[order] == k][:n] for k, n in zip(classes, wanted, strict=True)]
+    short = [int(k) for k, found, n in zip(classes, rows, wanted, strict=True) if len(found) < n]
+    return np.concatenate(rows), short
 
 
 def _level(level: float) -> float:

@@ -206,14 +206,19 @@ def new_clip() -> Clip:
 
 
 def new_denoiser() -> Denoiser:
-    """The toy noise predictor with fresh weights and an unfitted ``PatchPCA``."""
+    """The toy noise predictor with fresh weights and an unfitted ``PatchPCA``.
+
+    It predicts v, as Stable Diffusion 2.1 does: the error then weighs the noisy steps, where only the condition can
+    tell what the picture holds, as much as the clean ones.
+    """
     unet = UNet2DConditionModel(
         sample_size=8, in_channels=16, out_channels=16, block_out_channels=(32, 64), layers_per_block=1,
         cross_attention_dim=128, attention_head_dim=2, norm_num_groups=8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     )  # fmt: skip
-    return Denoiser(unet, DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False), PatchPCA())
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False, prediction_type="v_prediction")
+    return Denoiser(unet, scheduler, PatchPCA())
 
 
 def load_clip(name: str, pretrained: str | None = None, device: str | None = None) -> Clip:

@@ -258,23 +258,46 @@ def plot_losses(ax: Axes, curves: Mapping[str, ArrayLike], guess: float | None =
 
 def plot_patterns(
     ax: Axes,
-    patterns: Sequence[str],
+    groups: Sequence[str],
     values: Mapping[str, ArrayLike],
-    intervals: Mapping[str, ArrayLike],
-    guess: float = 0.25,
+    intervals: Mapping[str, ArrayLike] | None = None,
+    guess: float | None = 0.25,
+    ylabel: str = "pairs solved (%)",
 ) -> Axes:
-    """Shares (patterns,) as groups of bars with intervals (patterns, 2), a colour for each label; a line at a guess.
+    """Shares (groups,) as groups of bars with intervals (groups, 2), a colour for each label; a line at a guess.
+
+    For classes with many, medium and few training rows, give ``guess=None`` and a ``ylabel``.
 
     Taught in: notebooks/01_clip.ipynb
     """
-    place, width = np.arange(len(patterns)), 0.8 / len(values)
+    place, width = np.arange(len(groups)), 0.8 / len(values)
     for i, (label, shares) in enumerate(values.items()):
-        v, (low, high) = 100 * np.asarray(shares), 100 * np.asarray(intervals[label]).T
+        v, error = 100 * np.asarray(shares), None
+        if intervals is not None:
+            low, high = 100 * np.asarray(intervals[label]).T
+            error = np.clip([v - low, high - v], 0, None)
         x = place + (i - (len(values) - 1) / 2) * width
-        error = np.clip([v - low, high - v], 0, None)
         ax.bar(x, v, width, yerr=error, color=PALETTE[i], label=label, error_kw={"ecolor": INK, "elinewidth": 1})
-    ax.axhline(100 * guess, color=INK, linestyle="--", linewidth=1, label="a guess")
-    ax.set_xticks(place, patterns, rotation=25)
-    ax.set(ylabel="pairs solved (%)", ylim=(0, 100))
+    if guess is not None:
+        ax.axhline(100 * guess, color=INK, linestyle="--", linewidth=1, label="a guess")
+    ax.set_xticks(place, groups, rotation=25)
+    ax.set(ylabel=ylabel, ylim=(0, 100))
     ax.legend(ncols=len(values) + 1, loc="upper center", bbox_to_anchor=(0.5, 1.14))
+    return ax
+
+
+def plot_reliability(ax: Axes, confidence: ArrayLike, accuracy: ArrayLike, counts: ArrayLike) -> Axes:
+    """Accuracy of each bin over its mean confidence, (bins,) each, as discs that grow with the bin's share of the rows.
+
+    Calibrated is the diagonal; a line joins each disc to it. Empty bins (NaN) are left out.
+
+    Taught in: notebooks/03_fewshot.ipynb
+    """
+    n, full = np.asarray(counts), np.asarray(counts) > 0
+    x, y = (100 * np.asarray(v)[full] for v in (confidence, accuracy))
+    ax.plot([0, 100], [0, 100], "--", color=INK, linewidth=1, label="calibrated")
+    ax.vlines(x, x, y, color=PALETTE[1], linewidth=2, label="gap")
+    ax.scatter(x, y, s=12 + 600 * n[full] / n.sum(), color=PALETTE[0], alpha=0.8, zorder=3, label="rows of a bin")
+    ax.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 103), ylim=(-3, 103), aspect="equal")
+    ax.legend(loc="upper left", markerscale=0.5)
     return ax

@@ -150,7 +150,7 @@ def train_denoiser(
     image_share: float = 0.4,
     jitter: float = 0.2,
     drop: float = 0.1,
-    period: int = 160,
+    period: int = 500,
     **options,
 ) -> list[float]:
     """Teach a denoiser to use one context token: CLIP's joint embedding, of the caption or of the picture itself.

@@ -20,8 +20,8 @@ HELD_OUT = 900_001  # a seed that no training step draws from
 RECIPES = {  # in the order in which they need each other
     "clip-toy-blind": {"words": 800, "steps": 2600, "batch": 256, "lr": 2e-3, "detail": 0.01, "told": 0.6},
     "clip-toy": {"start": "toy-blind", "steps": 600, "batch": 256, "lr": 1e-3, "detail": 0.1},
-    "denoiser-toy": {"steps": 1200, "batch": 128, "lr": 2e-3, "detail": 0.9},
-    "denoiser-toy-web": {"steps": 1200, "batch": 128, "lr": 2e-3, "detail": 0.05},
+    "denoiser-toy": {"steps": 4000, "batch": 128, "lr": 2e-3, "detail": 0.9},
+    "denoiser-toy-web": {"steps": 4000, "batch": 128, "lr": 2e-3, "detail": 0.05},
 }
 STREAMS = {"clip-toy": 0, "clip-toy-blind": 3, "denoiser-toy": 6, "denoiser-toy-web": 9}  # none share a scene
 
@@ -62,7 +62,7 @@ def train_denoiser(recipe: dict, stream: int, device: str, checkpoint: Path) -> 
     denoiser.codec.fit(torch.from_numpy(pictures).float() / 255)
     log = training.train_denoiser(
         denoiser.to(device), clip, lambda step: draw(step, recipe, stream), seed=SEED + stream, steps=recipe["steps"],
-        lr=recipe["lr"], ema=0.995, checkpoint=checkpoint,
+        lr=recipe["lr"], ema=0.998, checkpoint=checkpoint,
     )  # fmt: skip
     return denoiser, {"noise": log}
 

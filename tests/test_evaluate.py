@@ -1,19 +1,29 @@
 """evaluate: numbers derived by hand, and the defining property of each interval."""
 
 import doctest
+import warnings
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from scipy.special import log_softmax, softmax
 from scipy.stats import binom, norm
 
-from minilib import evaluate
+from minilib import evaluate, plotting
 from minilib.evaluate import (
+    TEMPERATURES,
+    accuracy_by_frequency,
     bootstrap_interval,
+    expected_calibration_error,
     few_shot_rows,
+    fit_temperature,
+    long_tail_rows,
+    map_classes,
     mcnemar,
     mean_interval,
     pair_accuracy,
+    reliability,
     wilson_interval,
     zero_shot_accuracy,
 )
@@ -172,9 +182,241 @@ def test_few_shot_rows_are_nested_balanced_and_seeded() -> None:
     assert np.bincount(labels[large]).tolist() == [9] * 4
     assert set(small) < set(large)
     assert len(set(large)) == 36
+    assert few_shot_rows(labels, 3, seed=1).tolist() == small.tolist()
     assert set(few_shot_rows(labels, 3, seed=2)) != set(small)
 
 
 def test_few_shot_rows_says_which_class_is_short() -> None:
     with pytest.raises(ValueError, match=r"fewer: \[1\]"):
         few_shot_rows([0, 0, 1], 2, seed=0)
+
+
+# Long tails and other label sets -------------------------------------------------------------------------------------
+
+
+def test_long_tail_by_hand() -> None:
+    """100 * 100^(-k/4) for k = 0..4: 100, 31.6, 10, 3.16, 1. From most = 20: 20, 6.3, 2, 0.63 and 0.2, both to one."""
+    labels = np.repeat(np.arange(5), 120)
+    rows = long_tail_rows(labels, 100, seed=0)
+    assert np.bincount(labels[rows]).tolist() == [100, 32, 10, 3, 1]
+    assert (np.diff(labels[rows]) >= 0).all() and len(set(rows)) == 146
+    assert np.bincount(labels[long_tail_rows(labels, 20, seed=0)]).tolist() == [20, 6, 2, 1, 1]
+    assert np.bincount(labels[long_tail_rows(labels, 7, ratio=1.0, seed=0)]).tolist() == [7] * 5
+
+
+def test_long_tail_rows_are_random_seeded_and_nested() -> None:
+    labels = torch.tensor(np.random.default_rng(6).integers(3, size=300))
+    rows = long_tail_rows(labels, 40, ratio=4, seed=1)
+    assert rows.tolist() == long_tail_rows(labels, 40, ratio=4, seed=1).tolist()
+    assert set(rows) != set(long_tail_rows(labels, 40, ratio=4, seed=2))
+    assert set(rows) < set(long_tail_rows(labels, 60, ratio=4, seed=1))
+
+
+def test_long_tail_bad_input() -> None:
+    with pytest.raises(ValueError, match=r"needs \[4, 2, 1\]; classes with fewer: \[1\]"):
+        long_tail_rows([0] * 4 + [1] + [2] * 9, 4, ratio=4, seed=0)
+    for most, ratio in ((0, 10), (5, 0.5), (5, np.nan)):
+        with pytest.raises(ValueError, match="most and ratio"):
+            long_tail_rows([0, 1], most, ratio=ratio, seed=0)
+
+
+def test_accuracy_by_frequency_by_hand() -> None:
+    """Counts 101, 100, 20, 19: many, medium, medium, few. Right: 1 of 2; 2 of 2 and 0 of 1; 1 of 4. All: 4 of 9."""
+    labels = np.array([0, 0, 1, 1, 2, 3, 3, 3, 3])
+    predicted = torch.tensor([0, 1, 1, 1, 0, 3, 0, 0, 0])
+    got = accuracy_by_frequency(predicted, labels, [101, 100, 20, 19])
+    assert got == pytest.approx({"many": 1 / 2, "medium": 2 / 3, "few": 1 / 4, "all": 4 / 9})
+
+
+def test_accuracy_by_frequency_of_an_empty_group_is_nan_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = accuracy_by_frequency([1], [1], [500, 50, 5])  # class 0 and 2 have training rows but no test rows
+    assert got["medium"] == got["all"] == 1
+    assert np.isnan(got["many"]) and np.isnan(got["few"])
+
+
+@pytest.mark.parametrize(
+    ("predicted", "labels", "counts", "limits", "message"),
+    [
+        ([0, 1], [0], [9, 9], {}, r"shape \(2,\)"),
+        ([0], [2], [9, 9], {}, r"labels\[0\] = 2, but there are 2 classes"),
+        ([[0]], [0], [9, 9], {}, "1-d"),
+        ([0], [0], [9, 9], {"many": 5, "few": 7}, "few must be at most many"),
+    ],
+)
+def test_accuracy_by_frequency_bad_input(predicted, labels, counts, limits: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        accuracy_by_frequency(predicted, labels, counts, **limits)
+
+
+def test_one_index_each_is_the_reference_protocols_matrix() -> None:
+    logits = np.random.default_rng(7).normal(size=(20, 6))
+    columns = [4, 0, 5]
+    matrix = np.zeros((6, 3))
+    matrix[columns, range(3)] = 1
+    assert np.allclose(map_classes(logits, columns), logits @ matrix, atol=0)
+    assert (map_classes(torch.tensor(logits), [[4], [0], [5]]) == map_classes(logits, np.array(columns))).all()
+
+
+def test_a_target_wins_when_any_of_its_source_classes_does() -> None:
+    logits = np.random.default_rng(8).normal(size=(500, 5))
+    owner = np.array([0, 1, 0, 1, 1])  # each source class belongs to a target, so the winner's owner wins
+    got = map_classes(logits, [np.flatnonzero(owner == k) for k in range(2)])
+    assert got.shape == (500, 2)
+    assert (got.argmax(axis=1) == owner[logits.argmax(axis=1)]).all()
+
+
+@pytest.mark.parametrize("column", [2, -1, [], [0, 2], 0.0, True])
+def test_map_classes_bad_column(column) -> None:
+    with pytest.raises(ValueError, match=r"columns\[1\] must be one or more integers in range\(2\)"):
+        map_classes([[1.0, 2.0]], [0, column])
+
+
+def test_map_classes_needs_a_target() -> None:
+    with pytest.raises(ValueError, match="at least one target"):
+        map_classes([[1.0, 2.0]], [])
+
+
+# Calibration ---------------------------------------------------------------------------------------------------------
+
+
+def sure(confidence: list[float]) -> np.ndarray:
+    """Rows of two classes that say class 0 with the given confidence."""
+    return np.stack([confidence, 1 - np.array(confidence)], axis=1)
+
+
+def nll(logits: np.ndarray, labels: np.ndarray, t: float = 1.0) -> float:
+    return float(-log_softmax(logits / t, axis=1)[np.arange(len(labels)), labels].mean())
+
+
+def test_reliability_by_hand() -> None:
+    """Five bins; 0.55 and 0.60 share (0.4, 0.6], its right end included: one of two right. 1.0 alone: wrong."""
+    got = reliability(sure([0.55, 0.60, 1.0]), torch.tensor([0, 1, 1]), bins=5)
+    assert got["counts"].tolist() == [0, 0, 2, 0, 1]
+    assert np.allclose(got["confidence"], [np.nan, np.nan, 0.575, np.nan, 1.0], equal_nan=True)
+    assert np.allclose(got["accuracy"], [np.nan, np.nan, 0.5, np.nan, 0.0], equal_nan=True)
+
+
+@pytest.mark.equation("eq-gda-ece")
+def test_ece_by_hand() -> None:
+    """The same rows: 2/3 * |0.5 - 0.575| + 1/3 * |0 - 1| = 0.05 + 1/3."""
+    got = expected_calibration_error(sure([0.55, 0.60, 1.0]), np.array([0, 1, 1]), bins=5)
+    assert got == pytest.approx(0.05 + 1 / 3)
+
+
+@pytest.mark.equation("eq-gda-ece")
+@pytest.mark.parametrize("bins", [1, 4, 15])
+def test_ece_equals_a_loop_over_rows(bins: int) -> None:
+    rng = np.random.default_rng(9)
+    p, labels = softmax(2 * rng.normal(size=(300, 4)), axis=1), rng.integers(4, size=300)
+    gaps: dict[int, float] = {}  # a bin's share times its gap is |sum of (right - confidence)| / N
+    for row, label in zip(p, labels, strict=True):
+        m = int(np.ceil(row.max() * bins))
+        gaps[m] = gaps.get(m, 0.0) + float(row.argmax() == label) - row.max()
+    assert expected_calibration_error(p, labels, bins=bins) == pytest.approx(sum(map(abs, gaps.values())) / 300)
+
+
+@pytest.mark.equation("eq-gda-ece")
+def test_ece_vanishes_when_labels_follow_the_probabilities_and_not_when_they_are_sharpened() -> None:
+    rng = np.random.default_rng(10)
+    logits = rng.normal(size=(50_000, 5))
+    labels = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)  # a draw from softmax(logits)
+    assert expected_calibration_error(softmax(logits, axis=1), labels) < 0.01
+    assert expected_calibration_error(softmax(3 * logits, axis=1), labels) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "bins", "message"),
+    [
+        ([[2.0, 1.0]], [0], 15, "not logits"),
+        ([[1.5, -0.5]], [0], 15, "not logits"),
+        ([[0.5, 0.5]], [2], 15, r"labels\[0\] = 2"),
+        ([[0.5, 0.5]], [0], 0, "bins must be at least 1"),
+        ([[np.nan, 0.5]], [0], 15, "probabilities row 0"),
+    ],
+)
+def test_calibration_bad_input(probabilities, labels, bins: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        expected_calibration_error(probabilities, labels, bins=bins)
+
+
+@pytest.mark.equation("eq-gda-temperature")
+@pytest.mark.parametrize("scale", [0.05, 1.0, 40.0])
+def test_temperature_is_where_the_likelihood_is_flat_and_best(scale: float) -> None:
+    """The likelihood's finite difference in log T vanishes at T; no T of a grid, T = 1 included, does better."""
+    rng = np.random.default_rng(11)
+    labels = rng.integers(6, size=400)
+    logits = scale * (rng.normal(size=(400, 6)) + np.eye(6)[labels])
+    t = fit_temperature(torch.tensor(logits), torch.tensor(labels))
+    assert TEMPERATURES[0] < t < TEMPERATURES[1]
+    h = 1e-4
+    assert nll(logits, labels, t * np.exp(h)) - nll(logits, labels, t * np.exp(-h)) == pytest.approx(0, abs=1e-9)
+    grid = [1.0, *(t * np.geomspace(0.1, 10, 41))]
+    assert nll(logits, labels, t) <= min(nll(logits, labels, other) for other in grid) + 1e-12
+
+
+@pytest.mark.equation("eq-gda-temperature")
+@pytest.mark.parametrize("truth", [0.3, 1.0, 4.0])
+def test_temperature_is_found_again(truth: float) -> None:
+    """100,000 labels drawn from softmax(z / T): Gumbel noise on z / T makes the largest entry such a draw."""
+    rng = np.random.default_rng(12)
+    logits = truth * 2 * rng.normal(size=(100_000, 4))
+    labels = (logits / truth + rng.gumbel(size=logits.shape)).argmax(axis=1)
+    assert fit_temperature(logits, labels) == pytest.approx(truth, rel=0.02)
+
+
+@pytest.mark.equation("eq-gda-temperature")
+def test_temperature_undoes_a_scale() -> None:
+    """softmax(c z / (c T)) = softmax(z / T)."""
+    rng = np.random.default_rng(13)
+    logits, labels = rng.normal(size=(200, 3)), rng.integers(3, size=200)
+    logits[np.arange(200), labels] += 1
+    assert fit_temperature(7 * logits, labels) == pytest.approx(7 * fit_temperature(logits, labels), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "end", "message"),
+    [
+        ([[2.0, 0.0], [0.0, 1e-6]], [0, 1], 0, r"T = 0\.001: are all rows right"),
+        ([[1e300, 0.0], [0.0, 1e300]], [0, 1], 0, "are all rows right"),
+        ([[2.0, 0.0], [0.0, 2.0]], [1, 0], 1, "T = 1000: are the logits no better than guessing"),
+    ],
+    ids=["right by a hair", "right by a mile", "always wrong"],
+)
+def test_temperature_without_a_minimum_is_an_end_of_the_range(logits, labels, end: int, message: str) -> None:
+    with pytest.warns(UserWarning, match=message):
+        assert fit_temperature(logits, labels) == TEMPERATURES[end]
+
+
+# Charts --------------------------------------------------------------------------------------------------------------
+
+
+def test_reliability_chart_draws_the_numbers_it_is_given() -> None:
+    """Empty bins are left out, discs stand at (confidence, accuracy), and the gaps add up to the ECE."""
+    p, labels = sure([0.55, 0.58, 0.9, 1.0, 0.95]), np.array([0, 1, 0, 0, 1])
+    table = reliability(p, labels, bins=5)
+    figure, ax = plt.subplots()
+    plotting.plot_reliability(ax, **table)
+    gaps, discs = ax.collections
+    assert np.allclose(discs.get_offsets(), [[56.5, 50], [95, 200 / 3]])
+    size = discs.get_sizes()
+    assert size[0] < size[1]  # two rows, three rows
+    length = np.array([abs(y1 - y0) for (_, y0), (_, y1) in gaps.get_segments()])
+    assert length @ [2, 3] / 5 == pytest.approx(100 * expected_calibration_error(p, labels, bins=5))
+    assert ax.lines[0].get_xydata().tolist() == [[0, 0], [100, 100]]
+    plt.close(figure)
+
+
+def test_grouped_bars_draw_the_numbers_they_are_given() -> None:
+    """Two methods on three groups, then intervals and a guess; an empty group (NaN) is no error."""
+    figure, (bare, full) = plt.subplots(1, 2)
+    values = {"zero-shot": [0.6, 0.5, 0.4], "GDA": [0.9, np.nan, 0.2]}
+    plotting.plot_patterns(bare, ["many", "medium", "few"], values, guess=None, ylabel="accuracy (%)")
+    heights = [bar.get_height() for bar in bare.patches]
+    assert np.allclose(heights, [60, 50, 40, 90, np.nan, 20], equal_nan=True)
+    assert not bare.lines and bare.get_ylabel() == "accuracy (%)"
+    plotting.plot_patterns(full, ["a"], {"GDA": [0.5]}, {"GDA": [[0.4, 0.7]]}, guess=0.25)
+    (segment,) = full.collections[0].get_segments()
+    assert segment[:, 1].tolist() == [40, 70] and full.lines[-1].get_ydata()[0] == 25
+    plt.close(figure)

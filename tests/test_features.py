@@ -216,6 +216,22 @@ def test_a_model_of_another_name_or_normalisation_shares_nothing(clip, scenes, t
         assert encoded == [10, 10]
 
 
+def test_the_same_bytes_cut_otherwise_are_other_pictures(clip, scenes, files, tmp_path):
+    """Rows of an array taken as columns; and a picture's bytes moved from the end of one file to the start of the next.
+
+    PIL reads the first picture in a file: (wide + small, clear) shows wide and clear, (wide, small + clear) wide and
+    small.
+    """
+    flat = scenes.images.reshape(10, 3, 16, 64)
+    for images in (flat, scenes.images):
+        assert torch.equal(extract(clip, images, cache=tmp_path / "cache"), extract(clip, images))
+    wide, small, clear = (files[i].read_bytes() for i in (0, 2, 3))
+    for first, second in ((wide + small, clear), (wide, small + clear)):
+        files[0].write_bytes(first)
+        files[1].write_bytes(second)
+        assert torch.equal(extract(clip, files[:2], cache=tmp_path / "cache"), extract(clip, files[:2]))
+
+
 def test_a_file_of_the_same_content_elsewhere_is_known(clip, files, tmp_path, encoded):
     first = extract(clip, files, cache=tmp_path / "cache")
     moved = [file.rename(file.with_name(f"moved-{file.name}")) for file in files]
