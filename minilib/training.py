@@ -4,7 +4,7 @@ Every random choice of step i comes from (seed, i), so an interrupted run goes o
 
 References: Radford et al. 2021 (contrastive loss); Ho et al. 2020 (noise prediction).
 
-Taught in: notebooks/01_clip.ipynb and notebooks/04_diva.ipynb
+Taught in: notebooks/01_clip.ipynb and notebooks/06_diva.ipynb
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def noise_prediction_loss(
     latents (n, c, h, w), context (n, tokens, width), noise like latents, timesteps (n,) int -> (n,). The noisy latent
     is ``sqrt(abar) z + sqrt(1 - abar) noise``. Source: Ho et al. 2020, equation 14.
 
-    Taught in: notebooks/04_diva.ipynb
+    Taught in: notebooks/06_diva.ipynb
     """
     noisy = denoiser.scheduler.add_noise(latents, noise, timesteps)
     error = denoiser(noisy, timesteps, context) - denoiser.target(latents, noise, timesteps)
@@ -159,7 +159,7 @@ def train_denoiser(
     noise of norm about ``jitter`` is added to it, and a share ``drop`` of the contexts is set to zero. The CLIP is
     frozen, so after ``period`` steps the same pictures come again, with their features remembered, under fresh noise.
 
-    Taught in: notebooks/04_diva.ipynb
+    Taught in: notebooks/06_diva.ipynb
     """
     clip.model.eval().requires_grad_(False)
     denoiser.train().requires_grad_(True)

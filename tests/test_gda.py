@@ -257,7 +257,7 @@ def test_round_scatter_is_shrunk_all_the_way() -> None:
 @pytest.mark.parametrize("covariance", ["ks", "oas", "ledoit-wolf", 0.3])
 @pytest.mark.parametrize("d", [6, 80])
 def test_a_weight_of_three_is_three_rows(covariance, d: int) -> None:
-    rows, labels, texts = clip_like(50, d, 3)
+    rows, labels, _ = clip_like(50, d, 3)
     weights = np.random.default_rng(0).integers(0, 4, size=50)
     weights[:3] = 1
     repeated = np.repeat(np.arange(50), weights)
