@@ -115,10 +115,10 @@ def fit_unsupervised(
 
     Objective, maximised over means, covariance C and, without texts as priors, class weights:
     ``sum_i log sum_k q_ik N(x_i; mu_k, C) + sum_k log N(mu_k; a_k, C / anchor) + log IW(C)``. The q_ik are what
-    zero-shot CLIP says of the row, ``softmax_k(s x_i t_k)``; a_k is class k's prototype, the text moved to where the
-    pictures lie, ``t_k - mean(t) + mean(x)``; IW is an inverse Wishart prior with D pseudo-rows of covariance
-    ``ridge * v I``, v the mean variance of the rows around their zero-shot class means. Every step raises the
-    objective or leaves it.
+    zero-shot CLIP says of the row, ``softmax_k(s x_i t_k)``; a_k is class k's prototype, the text moved and stretched
+    to where the pictures lie, ``c (t_k - mean(t)) + mean(x)``, c the least-squares fit to the zero-shot class means; IW
+    is an inverse Wishart prior with D pseudo-rows of covariance ``ridge * v I``, v the mean variance of the rows around
+    their zero-shot class means. Every step raises the objective or leaves it.
 
     Args:
         X: unit-norm features (N, D); text_features: (K, D), unit norm.

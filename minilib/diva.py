@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minilib.models import Clip, Denoiser
@@ -30,13 +31,15 @@ class Config:
 
     steps: int = 150
     """Optimiser steps."""
-    lr: float = 3e-4
+    lr: float = 8e-4
     """Peak learning rate of AdamW, cosine decay."""
     batch: int = 64
     """Pictures a step."""
-    draws: int = 1
+    draws: int = 2
     """Draws of (timestep, noise) for each picture; each weighs the same."""
-    anchor: float = 0.03
+    first: int = 300
+    """Smallest timestep drawn: where there is less noise, the denoiser sees for itself and asks nothing of CLIP."""
+    anchor: float = 0.4
     """Weight of one minus the cosine to the picture's original feature; 0 lets the tower drift freely."""
     wrong_image: bool = False
     """Control: condition each picture's denoising on the next picture of the batch."""
@@ -47,32 +50,51 @@ class Config:
         for name in ("steps", "batch", "draws", "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive; not {getattr(self, name)!r}")
-        if self.anchor < 0:
-            raise ValueError(f"anchor must be zero or positive; not {self.anchor!r}")
+        for name in ("anchor", "first"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be zero or positive; not {getattr(self, name)!r}")
         if self.wrong_image and self.batch < 2:
             raise ValueError("wrong_image needs a batch of at least 2, to have another picture; not 1")
 
 
-def condition(embedding: Tensor) -> Tensor:
+def condition(embedding: Tensor, gap: Tensor | None = None) -> Tensor:
     """What a denoiser is told: one token, the unit-norm embedding times the root of its width (``eq-diva-condition``).
 
-    (n, d) -> (n, 1, d), each token with entries of order one. Departs from the paper, which adds projected patch tokens
-    to a constant text embedding: here picture and caption share one space, so no projection has to be learnt.
+    (n, d) -> (n, 1, d), each token with entries of order one. ``gap`` (d,) is added first and the sum brought back to
+    unit length: see :func:`modality_gap`. Departs from the paper, which adds projected patch tokens to a constant text
+    embedding: here picture and caption share one space, so no projection has to be learnt.
 
     >>> condition(torch.eye(2)).shape, round(float(condition(torch.eye(2)).norm(dim=-1)[0, 0]), 4)
     (torch.Size([2, 1, 2]), 1.4142)
 
     Taught in: notebooks/06_diva.ipynb
     """
-    return embedding[:, None] * embedding.shape[1] ** 0.5
+    moved = embedding if gap is None else F.normalize(embedding + gap, dim=-1)
+    return moved[:, None] * embedding.shape[1] ** 0.5
 
 
-def feedback_loss(denoiser: Denoiser, features: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+def modality_gap(seen: Tensor, told: Tensor) -> Tensor:
+    """The step from where picture features (n, d) lie to where text features (m, d) lie: (d,) (``eq-diva-gap``).
+
+    Objective: mean of ``told`` minus mean of ``seen``. The texts need not belong to the pictures: one constant vector
+    comes of them. Source: Liang et al. 2022, "Mind the Gap".
+
+    >>> modality_gap(torch.eye(2), torch.tensor([[1.0, 1.0]])).tolist()
+    [0.5, 0.5]
+
+    Taught in: notebooks/06_diva.ipynb
+    """
+    return told.mean(0) - seen.mean(0)
+
+
+def feedback_loss(
+    denoiser: Denoiser, features: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor, gap: Tensor | None = None
+) -> Tensor:
     """Error of the frozen denoiser given what CLIP says, one number a draw and picture (``eq-diva-loss``).
 
     features (n, d) unit-norm, with a gradient; latents (n, c, h, w); noise (draws * n, c, h, w) and timesteps
-    (draws * n,), draw by draw, so that CLIP and the latent encoder run once a picture. Returns (draws * n,), each draw
-    weighing the same.
+    (draws * n,), draw by draw, so that CLIP and the latent encoder run once a picture; ``gap`` as in
+    :func:`condition`. Returns (draws * n,), each draw weighing the same.
 
     Raises ValueError when the denoiser's context has another width than the features.
 
@@ -82,7 +104,7 @@ def feedback_loss(denoiser: Denoiser, features: Tensor, latents: Tensor, noise: 
         widths = f"the denoiser's context is {denoiser.context_width} wide, the features are {features.shape[1]}"
         raise ValueError(f"{widths}: use a denoiser trained for this CLIP")
     draws = len(noise) // len(latents)
-    context = condition(features).repeat(draws, 1, 1)  # (draws * n, 1, d)
+    context = condition(features, gap).repeat(draws, 1, 1)  # (draws * n, 1, d)
     return noise_prediction_loss(denoiser, latents.repeat(draws, 1, 1, 1), context, noise, timesteps)
 
 
@@ -92,6 +114,7 @@ def train(
     images: np.ndarray,
     config: Config | None = None,
     *,
+    gap: Tensor | None = None,
     on_step: Callable[[int, float, Clip], None] | None = None,
 ) -> tuple[Clip, list[float]]:
     """Refine a copy of ``clip`` on pictures alone by a frozen denoiser's feedback; return it and each step's loss.
@@ -101,6 +124,7 @@ def train(
     Args:
         images: uint8 (N, 3, h, w), N at least ``config.batch``.
         config: see ``Config``.
+        gap: (d,) added to each feature before the denoiser reads it, so that it reads a picture as it reads a text.
         on_step: called with (step, loss, the clip in training) after each step, for curves.
 
     Raises:
@@ -116,6 +140,8 @@ def train(
     config = config or Config()
     if len(images) < config.batch:
         raise ValueError(f"a batch of {config.batch} needs at least that many pictures; got {len(images)}")
+    if config.first >= denoiser.steps:
+        raise ValueError(f"first must be below the denoiser's {denoiser.steps} noise levels; not {config.first}")
     denoiser.eval().requires_grad_(False)
     original, latents = clip.encode_images(images), denoiser.encode(images)
     pool, taught = torch.from_numpy(np.ascontiguousarray(images)), pupil(clip)
@@ -124,9 +150,9 @@ def train(
         rng = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         rows = torch.randperm(len(pool), generator=rng)[: config.batch]
         features, z = taught.embed_images(pool[rows]), latents[rows.to(latents.device)]
-        noise, times = draw_noise(z.repeat(config.draws, 1, 1, 1), denoiser.steps, rng)
+        noise, times = draw_noise(z.repeat(config.draws, 1, 1, 1), denoiser.steps, rng, config.first)
         told = features.roll(1, dims=0) if config.wrong_image else features
-        error = feedback_loss(denoiser, told, z, noise, times).mean()
+        error = feedback_loss(denoiser, told, z, noise, times, gap).mean()
         return error + config.anchor * anchor_loss(features, original[rows.to(original.device)])
 
     hook = (lambda step, loss: on_step(step, loss, taught)) if on_step else None

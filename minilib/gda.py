@@ -107,7 +107,8 @@ class GDA(ClassifierMixin, BaseEstimator):
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None, groups: Any = None) -> GDA:
         """Add rows; the first call names every class. Any order and split of the rows gives the one-pass fit.
 
-        All views of an image must come in one call when ``groups`` are given.
+        To 1e-10 for float64 rows, for float32 rows to their own precision. All views of an image must come in one call
+        when ``groups`` are given.
         """
         if not hasattr(self, "statistics_") and classes is None:
             raise ValueError("the first call to partial_fit must name all classes: partial_fit(X, y, classes=...).")

@@ -43,10 +43,12 @@ def contrastive_loss(a: Tensor, b: Tensor, logit_scale: Tensor | float) -> Tenso
 def noise_prediction_loss(
     denoiser: Denoiser, latents: Tensor, context: Tensor, noise: Tensor, timesteps: Tensor
 ) -> Tensor:
-    """Squared error of the predicted noise, one number a sample (``eq-diva-noise``).
+    """Squared error of what the denoiser predicts, one number a sample (``eq-diva-noise``).
 
     latents (n, c, h, w), context (n, tokens, width), noise like latents, timesteps (n,) int -> (n,). The noisy latent
-    is ``sqrt(abar) z + sqrt(1 - abar) noise``. Source: Ho et al. 2020, equation 14.
+    is ``sqrt(abar) z + sqrt(1 - abar) noise``. What is predicted is the noise, or
+    ``v = sqrt(abar) noise - sqrt(1 - abar) z``, as the scheduler says; an error in v is that in the noise over abar.
+    Source: Ho et al. 2020, equation 14; for v Salimans and Ho 2022.
 
     Taught in: notebooks/06_diva.ipynb
     """
@@ -185,10 +187,13 @@ def train_denoiser(
     return losses
 
 
-def draw_noise(latents: Tensor, levels: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Normal noise like ``latents`` and uniform timesteps (n,), drawn on the CPU so that every device gets the same."""
+def draw_noise(latents: Tensor, levels: int, rng: torch.Generator, first: int = 0) -> tuple[Tensor, Tensor]:
+    """Normal noise like ``latents`` and timesteps (n,), uniform from ``first`` to ``levels - 1``.
+
+    Drawn on the CPU, so that every device gets the same.
+    """
     noise = torch.randn(latents.shape, generator=rng).to(latents)
-    return noise, torch.randint(levels, (len(latents),), generator=rng).to(latents.device)
+    return noise, torch.randint(first, levels, (len(latents),), generator=rng).to(latents.device)
 
 
 def _scale(clip: Clip) -> Tensor:

@@ -30,6 +30,28 @@ def test_condition_is_one_token_with_entries_of_order_one(clip, images):
     assert torch.allclose(c.square().mean(-1), torch.ones(12, 1), atol=1e-5)
 
 
+@pytest.mark.equation("eq-diva-gap")
+def test_the_gap_takes_pictures_to_where_texts_lie():
+    """Means (2, 0) and (0, 1) lie (-2, 1) apart; adding the gap moves the pictures' mean exactly onto the texts'."""
+    seen, told = torch.tensor([[1.0, 0.0], [3.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    gap = diva.modality_gap(seen, told)
+    assert gap.tolist() == [-2.0, 1.0]
+    assert torch.equal((seen + gap).mean(0), told.mean(0))
+
+
+@pytest.mark.equation("eq-diva-condition")
+def test_a_gap_is_added_before_the_length_is_set():
+    """(1, 0) + (0, 1) points along the diagonal; scaled by the root of two entries it is (1, 1)."""
+    assert torch.allclose(diva.condition(torch.tensor([[1.0, 0.0]]), torch.tensor([0.0, 1.0])), torch.ones(1, 1, 2))
+
+
+def test_timesteps_start_where_the_config_says():
+    z, rng = torch.zeros(4000, 1, 1, 1), torch.Generator().manual_seed(0)
+    _, times = training.draw_noise(z, 1000, rng, first=300)
+    assert times.min() == 300 and times.max() == 999
+    assert abs(times.double().mean() - 649.5) < 4 * 202 / 4000**0.5
+
+
 @pytest.fixture(scope="module")
 def exact(clip, denoiser, images):
     """Everything in float64: vision tower with gradients, denoiser, normalised pixels and latents of three pictures."""
@@ -56,7 +78,8 @@ def test_loss_and_gradient_equal_the_plain_formula_in_float64(exact):
         noisy = a.sqrt() * z[i] + (1 - a).sqrt() * noise[k]
         f = tower.encode_image(pixels[i : i + 1])
         guess = teacher.unet(noisy[None], times[k], encoder_hidden_states=(f / f.norm() * 128**0.5)[None]).sample
-        slow = slow + (guess[0] - noise[k]).square().mean() / 6
+        truth = a.sqrt() * noise[k] - (1 - a).sqrt() * z[i]  # v
+        slow = slow + (guess[0] - truth).square().mean() / 6
     assert torch.allclose(fast, slow, rtol=1e-6)
     visual = list(tower.visual.parameters())
     for a, b in zip(*(torch.autograd.grad(loss, visual) for loss in (fast, slow)), strict=True):
@@ -137,6 +160,7 @@ def test_the_wrong_image_costs_more(clip, denoiser):
         ("batch", 0, "batch must be positive"),
         ("draws", 0, "draws must be positive"),
         ("anchor", -0.1, "anchor must be zero or positive"),
+        ("first", -1, "first must be zero or positive"),
     ],
 )
 def test_config_refuses_what_cannot_work(field, value, said):
@@ -147,6 +171,8 @@ def test_config_refuses_what_cannot_work(field, value, said):
 def test_too_few_pictures_and_a_foreign_denoiser_are_named(clip, denoiser, images):
     with pytest.raises(ValueError, match="batch of 64 needs at least that many pictures; got 12"):
         diva.train(clip, denoiser, images)
+    with pytest.raises(ValueError, match="below the denoiser's 1000 noise levels; not 1000"):
+        diva.train(clip, denoiser, images, diva.Config(steps=1, batch=4, first=1000))
     narrow = models.new_denoiser()
     narrow.unet.register_to_config(cross_attention_dim=64)
     with pytest.raises(ValueError, match="64 wide, the features are 128"):

@@ -504,7 +504,7 @@ def test_chunks_do_not_change_the_statistics(monkeypatch) -> None:
 def test_ledoit_wolf_says_that_it_cannot_stream() -> None:
     rows, labels, _ = clip_like(60, 8, 3)
     model = GDA(covariance="ledoit-wolf").partial_fit(rows, labels, classes=range(3))
-    with pytest.raises(ValueError, match='needs all rows in one fit.*"oas"'):
+    with pytest.raises(ValueError, match=r'needs all rows in one fit.*"oas"'):
         model.partial_fit(rows, labels)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
-from minilib import models, world
+from minilib import models, training, world
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +109,11 @@ def test_toy_denoisers_predict_noise_and_are_frozen(name, scenes):
     assert z.shape == (6, 16, 8, 8) and denoiser.steps == 1000 and denoiser.context_width == 128
     assert denoiser(z, torch.full((6,), 10), torch.zeros(6, 1, 128)).shape == z.shape
     assert not any(p.requires_grad for p in denoiser.parameters())
-    noise = torch.ones_like(z)
-    assert denoiser.target(z, noise, torch.zeros(6, dtype=torch.long)) is noise
+    noise, times = torch.ones_like(z), torch.full((6,), 700)
+    a = denoiser.scheduler.alphas_cumprod[700]
+    assert torch.allclose(denoiser.target(z, noise, times), a.sqrt() * noise - (1 - a).sqrt() * z, atol=1e-5)  # v
+    denoiser.scheduler.register_to_config(prediction_type="epsilon")
+    assert denoiser.target(z, noise, times) is noise
 
 
 @pytest.fixture
@@ -143,6 +146,21 @@ def test_a_folder_in_stable_diffusions_layout(stable_diffusion, scenes):
     noise, times = torch.randn_like(z), torch.full((6,), 400)
     a = denoiser.scheduler.alphas_cumprod[400]
     assert torch.allclose(denoiser.target(z, noise, times), a.sqrt() * noise - (1 - a).sqrt() * z, atol=1e-5)
+
+
+def test_each_teacher_uses_its_condition_on_scenes_no_card_was_made_from():
+    """The floor of the toy world: the right caption saves at least 15 % of the error with a wrong one."""
+    scenes = world.make_scenes(600, seed=32_000, split="test", detail=0.9)
+    told = models.load_clip("toy-blind", device="cpu").encode_texts(scenes.captions)[:, None] * 128**0.5
+    for name in models.TOY_DENOISERS:
+        denoiser = models.load_denoiser(name, device="cpu")
+        z = denoiser.encode(scenes.images)
+        noise, times = training.draw_noise(z, denoiser.steps, torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            right, wrong = (
+                training.noise_prediction_loss(denoiser, z, c, noise, times).mean() for c in (told, told.roll(1, 0))
+            )
+        assert 1 - right / wrong > 0.15, name
 
 
 def test_a_damaged_file_is_refused(tmp_path, monkeypatch):
