@@ -86,9 +86,7 @@ def stream(n: int = 1_000_000, d: int = 512, k: int = 100, chunk: int = 10_000) 
         model.partial_fit(rows, (np.arange(chunk) + start) % k, classes=range(k))
     peak = tracemalloc.get_traced_memory()[1] / 1e6
     took = time.perf_counter() - started
-    print(
-        f"streaming N={n:,} D={d}: {peak:.0f} MB above a chunk of {chunk:,} rows ({rows.nbytes / 1e6:.0f} MB), {took:.0f} s"
-    )
+    print(f"streaming N={n:,} D={d}: {peak:.0f} MB above its {rows.nbytes / 1e6:.0f} MB chunk, {took:.0f} s")
 
 
 if __name__ == "__main__":

@@ -232,6 +232,7 @@ class ZeroShotGDA(ClassifierMixin, BaseEstimator):
     code gives NaN for every class. The text embedding as a mean would lie many standard deviations from any image, and
     the class would never be named.) Validation rows choose alpha and nothing else.
 
+    "loo" asks for honest probabilities, not only right answers, so it is careful; the chapter measures what that costs.
     With one image of each class nothing can be left out: "loo" then takes alpha = 1 and warns. Images that are the only
     one of their class are left out of the sum. Lambda of "ledoit-wolf" and "oas" stays that of all rows.
 
@@ -360,6 +361,11 @@ class ZeroShotGDA(ClassifierMixin, BaseEstimator):
             (
                 self.alpha_scale in ("relative", "reference"),
                 f"alpha_scale: relative or reference; not {self.alpha_scale!r}",
+            ),
+            (
+                alpha != "loo" or not self.text_anchor,
+                "alpha='loo' does not know how anchored means change when an image leaves: give alpha as a number or "
+                "choose alpha='validation'.",
             ),
             (self.text_anchor >= 0, f"text_anchor counts images and must be 0 or more; not {self.text_anchor}."),
         ):  # fmt: skip

@@ -192,7 +192,7 @@ def plot_shots(
 ) -> Axes:
     """Mean accuracy (shots,) against shots, shares drawn as per cent, with bands (2, shots); a line at zero-shot CLIP.
 
-    Taught in: notebooks/02_gda.ipynb
+    Taught in: notebooks/03_fewshot.ipynb
     """
     place = np.arange(len(shots))
     for i, (name, values) in enumerate(curves.items()):
@@ -210,7 +210,7 @@ def plot_shots(
 def plot_alpha(ax: Axes, alphas: ArrayLike, curves: Mapping[str, ArrayLike]) -> Axes:
     """Accuracy (a,) against alpha (a,) on a logarithmic axis, one curve a name, each with a ring at its first best.
 
-    Taught in: notebooks/02_gda.ipynb
+    Taught in: notebooks/03_fewshot.ipynb
     """
     for i, (name, values) in enumerate(curves.items()):
         v = 100 * np.asarray(values)
