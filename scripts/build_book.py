@@ -8,6 +8,7 @@ its sources.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
 LIBRARY_MARK = BUILD / "library.sha256"
 DONE_MARK = BUILD / "book.done"
+QUIET = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "OPENBLAS_NUM_THREADS": "1",
+}  # many small products: threads only wait for each other
 BUILD_COMMAND = ["build", ".", "--toc", "book/_toc.yml", "-W", "-n", "--keep-going"]
 
 
@@ -59,7 +64,7 @@ def main() -> int:
     else:
         print("minilib: building the book; only changed chapters run", flush=True)
     code = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
-    failed = subprocess.run([sys.executable, "-c", code, *BUILD_COMMAND], cwd=ROOT).returncode
+    failed = subprocess.run([sys.executable, "-c", code, *BUILD_COMMAND], cwd=ROOT, env=QUIET | os.environ).returncode
     if failed:
         print("minilib: the book did not build; the first warning or error above says why", file=sys.stderr)
         return 1
