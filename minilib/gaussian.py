@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.blas import dgemm, dsyrk, ssyrk
 from scipy.sparse import csr_array
 
 Array = Any  # a NumPy array or a PyTorch tensor
@@ -43,7 +44,7 @@ class Statistics:
     kept: Array
     """(D, D) the scatter S; or, where N < D, the smaller thing: centred rows A (N, D) with A^T A = S."""
     fourth: float = math.nan
-    """Sum of the rows' fourth powers of length, for "ledoit-wolf"; NaN once two statistics have been merged."""
+    """Sum of the rows' fourth powers of length, for "ledoit-wolf"; NaN where not asked for, and after a merge."""
 
     @property
     def total(self) -> float:
@@ -81,12 +82,15 @@ def namespace(x: Array) -> Any:
     return torch if isinstance(x, torch.Tensor) else np
 
 
-def class_statistics(X: Array, index: Array, n_classes: int, weights: Array | None = None) -> Statistics:
+def class_statistics(
+    X: Array, index: Array, n_classes: int, weights: Array | None = None, *, fourth: bool = False
+) -> Statistics:
     """Counts, class means and scatter around them (equation ``eq-gda-scatter``).
 
     Objective: ``n_k = sum of class k's weights w_i``, ``mu_k = sum w_i x_i / n_k`` over the class,
     ``S = sum_i w_i (x_i - mu_{y_i})^T (x_i - mu_{y_i})`` for X (N, D), ``index`` (N,) integers in range(K) and
-    ``weights`` (N,), one each where none are given. Means are plain means, not brought back to unit norm.
+    ``weights`` (N,), one each where none are given. Means are plain means, not brought back to unit norm. ``fourth``
+    adds the fourth powers that "ledoit-wolf" needs.
 
     >>> stats = class_statistics(np.array([[0.0, 1.0], [2.0, 1.0], [5.0, 5.0]]), np.array([0, 0, 1]), 2)
     >>> stats.means.tolist(), stats.scatter.tolist()
@@ -95,25 +99,30 @@ def class_statistics(X: Array, index: Array, n_classes: int, weights: Array | No
     Source: Wang et al. (2024), section 3. Taught in: notebooks/02_gda.ipynb
     """
     xp, (n, d) = namespace(X), X.shape
-    w = (xp.ones_like(X[:, 0], dtype=xp.float64) if weights is None else weights)[:, None]  # (N, 1)
+    ones = xp.ones_like(X[:, :1], dtype=xp.float64)  # (N, 1)
+    w = ones if weights is None else weights[:, None]
     parts = [slice(start, start + CHUNK) for start in range(0, n, CHUNK)]
     counts = segment_sum(w, index, n_classes)[:, 0]  # (K,)
-    sums = sum(segment_sum(_double(X[p]) * w[p], index[p], n_classes) for p in parts)
+    weighted = (lambda rows, p: rows) if weights is None else (lambda rows, p: rows * w[p])
+    sums = sum(segment_sum(weighted(_double(X[p]), p), index[p], n_classes) for p in parts)
     means = sums / xp.where(counts > 0, counts, xp.ones_like(counts))[:, None]  # (K, D)
 
     def centred(p: slice) -> Array:
-        return (_double(X[p]) - means[index[p]]) * w[p] ** 0.5
+        rows = _double(X[p]) - means[index[p]]
+        return rows if weights is None else rows * w[p] ** 0.5
+
+    def fourth_powers(rows: Array, p: slice) -> float:
+        return float((_squares(rows) ** 2 / w[p, 0].clip(min=1e-300)).sum()) if fourth else math.nan
 
     if n < d:
         rows = centred(slice(None))  # (N, D)
-        return Statistics(counts, means, rows, float((_squares(rows) ** 2 / w[:, 0].clip(min=1e-300)).sum()))
-    scatter, fourth = 0.0, 0.0
+        return Statistics(counts, means, rows, fourth_powers(rows, slice(None)))
+    scatter, powers = 0.0, 0.0
     for p in parts:
         rows = centred(p)
-        low = rows if X.dtype == xp.float64 else xp.asarray(rows, dtype=xp.float32)
-        scatter = scatter + _double(low.T @ low)
-        fourth += float((_squares(rows) ** 2 / w[p, 0].clip(min=1e-300)).sum())
-    return Statistics(counts, means, scatter, fourth)
+        scatter = scatter + _double(gram(rows if X.dtype == xp.float64 else xp.asarray(rows, dtype=xp.float32)))
+        powers += fourth_powers(rows, p)
+    return Statistics(counts, means, scatter, powers)
 
 
 def merge_statistics(first: Statistics, second: Statistics) -> Statistics:
@@ -202,7 +211,7 @@ def ridge_solve(statistics: Statistics, a: float, r: float, right: Array) -> Arr
     try:
         if statistics.thin and r > 0:
             b = a**0.5 * kept  # (N, D)
-            return (right - b.T @ solve(plus_ridge(b @ b.T, r), b @ right)) / r
+            return (right - product(b.T, solve(plus_ridge(gram(b.T), r), product(b, right)))) / r
         return solve(plus_ridge(a * statistics.scatter, r), right)
     except (np.linalg.LinAlgError, torch.linalg.LinAlgError):
         raise ValueError(
@@ -245,6 +254,25 @@ def segment_sum(values: Array, index: Array, n: int) -> Array:
     if isinstance(values, torch.Tensor):
         return values.new_zeros(n, values.shape[1]).index_add_(0, index, values)
     return csr_array((np.ones(len(index)), (index, np.arange(len(index)))), shape=(n, len(index))) @ values
+
+
+def gram(rows: Array) -> Array:
+    """``rows^T rows`` for (N, D) rows, (D, D): half the products by a symmetric rank-k update in NumPy's case.
+
+    SciPy's, which also factorises: two libraries with threads of their own would wait for each other.
+    """
+    if isinstance(rows, torch.Tensor):
+        return rows.T @ rows
+    update = ssyrk if rows.dtype == np.float32 else dsyrk
+    half = update(1.0, rows.T) if rows.flags.c_contiguous else update(1.0, rows, trans=1)  # upper triangle, no copy
+    return np.triu(half) + np.triu(half, 1).T
+
+
+def product(a: Array, b: Array) -> Array:
+    """``a @ b`` for float64 matrices, by the same library as :func:`gram` and for the same reason."""
+    if isinstance(a, torch.Tensor):
+        return a @ b
+    return dgemm(1.0, a, b) if a.flags.f_contiguous else dgemm(1.0, a.T, b, trans_a=True)
 
 
 def solve(matrix: Array, right: Array) -> Array:

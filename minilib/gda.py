@@ -123,7 +123,9 @@ class GDA(ClassifierMixin, BaseEstimator):
             raise ValueError(f"y holds {y[known[index] != y][0]!r}, which is not among the classes {list(known)}.")
         self.classes_ = known
         weights = row_weights(len(y), sample_weight, groups)
-        new = class_statistics(X, _as(index, X), len(known), None if weights is None else _as(weights, X))
+        weights = None if weights is None else _as(weights, X)
+        powers = self.covariance == "ledoit-wolf"
+        new = class_statistics(X, _as(index, X), len(known), weights, fourth=powers)
         if not new.total > 0:
             raise ValueError("the sample weights sum to zero: nothing to learn from. Give some row a positive weight.")
         self.statistics_ = new if first else merge_statistics(self.statistics_, new)
