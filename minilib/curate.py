@@ -11,7 +11,7 @@ References
 ----------
 Xu et al. (2024), "Demystifying CLIP Data", section 3, and the code of its authors.
 
-Taught in: notebooks/05_curation.ipynb
+Taught in: notebooks/06_balance.ipynb
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def space_punctuation(text: str) -> str:
     >>> space_punctuation("a, b.c")
     ' a ,  b . c '
 
-    Source: Xu et al. (2024), code. Taught in: notebooks/05_curation.ipynb
+    Source: Xu et al. (2024), code. Taught in: notebooks/06_balance.ipynb
     """
     return f" {text} ".translate(_SPACING)
 
@@ -58,7 +58,7 @@ def match_naive(text: str, entries: Sequence[str]) -> list[int]:
     >>> match_naive("a red T-shirt, new", ["red", "shirt", "T-shirt", "Red"])
     [0, 2]
 
-    Source: Xu et al. (2024), section 3. Taught in: notebooks/05_curation.ipynb
+    Source: Xu et al. (2024), section 3. Taught in: notebooks/06_balance.ipynb
     """
     spaced = space_punctuation(text)
     return [e for e, entry in enumerate(entries) if f" {entry} " in spaced]
@@ -81,7 +81,7 @@ class Matcher:
     ([0, 1], [0, 2, 2, 2], [2, 1, 0])
 
     Raises ``ValueError`` for empty entries or an unknown engine, ``TypeError`` for an entry or a caption that is not a
-    string (with its index). Source: Xu et al. (2024), section 3. Taught in: notebooks/05_curation.ipynb
+    string (with its index). Source: Xu et al. (2024), section 3. Taught in: notebooks/06_balance.ipynb
     """
 
     entries: tuple[str, ...]
@@ -133,7 +133,7 @@ def entry_counts(ids: ArrayLike, n_entries: int) -> Ints:
     >>> entry_counts([0, 2, 2], n_entries=4).tolist()
     [1, 0, 2, 0]
 
-    Taught in: notebooks/05_curation.ipynb
+    Taught in: notebooks/06_balance.ipynb
     """
     return np.bincount(np.asarray(ids, dtype=np.int64), minlength=n_entries).astype(np.int64)
 
@@ -148,7 +148,7 @@ def keep_probability(counts: ArrayLike, t: float) -> Floats:
     [1.0, 1.0, 0.25]
 
     Raises ``ValueError`` for a t that is not a positive number, and for negative counts.
-    Source: Xu et al. (2024), section 3: t = 20,000 for 400 M pairs. Taught in: notebooks/05_curation.ipynb
+    Source: Xu et al. (2024), section 3: t = 20,000 for 400 M pairs. Taught in: notebooks/06_balance.ipynb
     """
     return _check_t(t) / np.maximum(_check_counts(counts), t)
 
@@ -161,7 +161,7 @@ def text_keep_probability(ids: ArrayLike, offsets: ArrayLike, p: ArrayLike) -> F
     >>> text_keep_probability(ids=[0, 1], offsets=[0, 2, 2], p=[0.5, 0.2]).round(3).tolist()
     [0.6, 0.0]
 
-    Source: Xu et al. (2024), section 3, its draws summed up in closed form. Taught in: notebooks/05_curation.ipynb
+    Source: Xu et al. (2024), section 3, its draws summed up in closed form. Taught in: notebooks/06_balance.ipynb
     """
     p = np.asarray(p, dtype=np.float64)
     ids, rows, n = _check_matches(ids, offsets, len(p))
@@ -178,7 +178,7 @@ def expected_size(ids: ArrayLike, offsets: ArrayLike, counts: ArrayLike, t: floa
     >>> expected_size(ids=[0, 1, 0], offsets=[0, 2, 3], counts=[2, 1], t=1)
     1.5
 
-    Taught in: notebooks/05_curation.ipynb
+    Taught in: notebooks/06_balance.ipynb
     """
     return float(text_keep_probability(ids, offsets, keep_probability(counts, t)).sum())
 
@@ -191,7 +191,7 @@ def expected_entry_counts(ids: ArrayLike, offsets: ArrayLike, q: ArrayLike, n_en
     >>> expected_entry_counts(ids=[0, 1, 0], offsets=[0, 2, 3], q=[1.0, 0.5], n_entries=2).tolist()
     [1.5, 1.0]
 
-    Taught in: notebooks/05_curation.ipynb
+    Taught in: notebooks/06_balance.ipynb
     """
     ids, rows, _ = _check_matches(ids, offsets, n_entries)
     weights = np.asarray(q, dtype=np.float64)[rows]  # (nnz,)
@@ -204,7 +204,7 @@ def tail_share(counts: ArrayLike, t: float) -> float:
     >>> tail_share([1, 3, 16], t=16)
     0.2
 
-    Source: Xu et al. (2024), section 3 and code. Taught in: notebooks/05_curation.ipynb
+    Source: Xu et al. (2024), section 3 and code. Taught in: notebooks/06_balance.ipynb
     """
     counts = _check_counts(counts, matched=True)
     return float(counts[counts < _check_t(t)].sum() / counts.sum())
@@ -219,7 +219,7 @@ def solve_t(counts: ArrayLike, *, tail_share: float) -> int:
     >>> solve_t([1, 3, 16], tail_share=0.2)
     16
 
-    Source: Xu et al. (2024), code. Taught in: notebooks/05_curation.ipynb
+    Source: Xu et al. (2024), code. Taught in: notebooks/06_balance.ipynb
     """
     if not 0 <= tail_share <= 1:
         raise ValueError(f"tail_share must lie in 0 .. 1, such as 0.06; not {tail_share}")
@@ -238,7 +238,7 @@ def hash_uniform(sample_ids: ArrayLike, seed: int, stream: ArrayLike = 0) -> Flo
     There is no generator state to share, so neither order nor shards nor workers can change a draw.
 
     Source: Steele, Lea and Flood (2014), "Fast Splittable Pseudorandom Number Generators".
-    Taught in: notebooks/05_curation.ipynb
+    Taught in: notebooks/06_balance.ipynb
     """
     numbers = np.asarray(sample_ids)
     if numbers.dtype.kind not in "iu":
@@ -257,7 +257,7 @@ def sample(q: ArrayLike, sample_ids: ArrayLike, seed: int) -> Mask:
     >>> sample([1.0, 0.0], sample_ids=[7, 8], seed=0).tolist()
     [True, False]
 
-    Taught in: notebooks/05_curation.ipynb
+    Taught in: notebooks/06_balance.ipynb
     """
     q, sample_ids = np.asarray(q, dtype=np.float64), np.asarray(sample_ids)
     if q.shape != sample_ids.shape:
@@ -270,7 +270,7 @@ def sample_per_entry(ids: ArrayLike, offsets: ArrayLike, p: ArrayLike, sample_id
 
     Equal in distribution to `sample` of `text_keep_probability`, which needs one draw for each caption.
 
-    Source: Xu et al. (2024), code. Taught in: notebooks/05_curation.ipynb
+    Source: Xu et al. (2024), code. Taught in: notebooks/06_balance.ipynb
     """
     p = np.asarray(p, dtype=np.float64)
     ids, rows, n = _check_matches(ids, offsets, len(p))
@@ -304,7 +304,7 @@ def curate(
     >>> curate(["a cat", "a cat", "a dog", "junk"], ["cat", "dog"], t=1, seed=3).reasons.tolist()
     ['kept', 'not drawn', 'kept', 'no match']
 
-    Source: Xu et al. (2024), section 3. Taught in: notebooks/05_curation.ipynb
+    Source: Xu et al. (2024), section 3. Taught in: notebooks/06_balance.ipynb
     """
     _check_t(t)
     matcher = Matcher(entries)
@@ -325,7 +325,7 @@ def explain(text: str, matcher: Matcher, counts: ArrayLike, t: float) -> str:
       dog: 40 captions, p = 0.500
       cat: 100 captions, p = 0.200
 
-    Taught in: notebooks/05_curation.ipynb
+    Taught in: notebooks/06_balance.ipynb
     """
     counts = _check_counts(counts)
     p = keep_probability(counts, t)

@@ -7,7 +7,7 @@ used.
 References: Wang et al. 2025, "Diffusion Feedback Helps CLIP See Better" (ICLR, arXiv:2407.20171), sections 3.2 and
 3.3.
 
-Taught in: notebooks/06_diva.ipynb
+Taught in: notebooks/08_diva.ipynb
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def condition(embedding: Tensor, gap: Tensor | None = None) -> Tensor:
     >>> condition(torch.eye(2)).shape, round(float(condition(torch.eye(2)).norm(dim=-1)[0, 0]), 4)
     (torch.Size([2, 1, 2]), 1.4142)
 
-    Taught in: notebooks/06_diva.ipynb
+    Taught in: notebooks/08_diva.ipynb
     """
     moved = embedding if gap is None else F.normalize(embedding + gap, dim=-1)
     return moved[:, None] * embedding.shape[1] ** 0.5
@@ -82,7 +82,7 @@ def modality_gap(seen: Tensor, told: Tensor) -> Tensor:
     >>> modality_gap(torch.eye(2), torch.tensor([[1.0, 1.0]])).tolist()
     [0.5, 0.5]
 
-    Taught in: notebooks/06_diva.ipynb
+    Taught in: notebooks/08_diva.ipynb
     """
     return told.mean(0) - seen.mean(0)
 
@@ -98,7 +98,7 @@ def feedback_loss(
 
     Raises ValueError when the denoiser's context has another width than the features.
 
-    Taught in: notebooks/06_diva.ipynb
+    Taught in: notebooks/08_diva.ipynb
     """
     if features.shape[1] != denoiser.context_width:
         widths = f"the denoiser's context is {denoiser.context_width} wide, the features are {features.shape[1]}"
@@ -135,7 +135,7 @@ def train(
         Departs from the reference code: draws weigh the same, CLIP runs once a picture, and AdamW with an anchor
         stands in the place of SGD without one.
 
-    Source: Wang et al. 2025, section 3. Taught in: notebooks/06_diva.ipynb
+    Source: Wang et al. 2025, section 3. Taught in: notebooks/08_diva.ipynb
     """
     config = config or Config()
     if len(images) < config.batch:
@@ -162,7 +162,7 @@ def train(
 
 
 def pupil(clip: Clip) -> Clip:
-    """A copy of a CLIP in which only the vision tower may move. Taught in: notebooks/06_diva.ipynb"""
+    """A copy of a CLIP in which only the vision tower may move. Taught in: notebooks/08_diva.ipynb"""
     copied = Clip(copy.deepcopy(clip.model), clip.tokenizer, f"{clip.name}+diva")
     copied.model.requires_grad_(False)
     copied.model.visual.requires_grad_(True)
@@ -172,7 +172,7 @@ def pupil(clip: Clip) -> Clip:
 def anchor_loss(features: Tensor, original: Tensor) -> Tensor:
     """Mean of 1 - cosine between unit-norm features (n, d) and what they were before (``eq-diva-anchor``).
 
-    Taught in: notebooks/06_diva.ipynb
+    Taught in: notebooks/08_diva.ipynb
     """
     return (1 - (features * original).sum(1)).mean()
 
@@ -180,7 +180,7 @@ def anchor_loss(features: Tensor, original: Tensor) -> Tensor:
 def perturb(clip: Clip, refined: Clip, *, seed: int) -> Clip:
     """Control: move each vision tensor of ``clip`` as far as ``refined`` moved it, in a random direction.
 
-    Taught in: notebooks/06_diva.ipynb
+    Taught in: notebooks/08_diva.ipynb
     """
     rng = torch.Generator().manual_seed(seed)
     other = Clip(copy.deepcopy(clip.model), clip.tokenizer, f"{clip.name}+noise")

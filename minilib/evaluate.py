@@ -68,7 +68,7 @@ def pair_accuracy(image_a: Any, image_b: Any, text_a: Any, text_b: Any) -> NDArr
     >>> pair_accuracy([[1.0, 0.0]], [[0.0, 1.0]], [[0.9, 0.1]], [[0.2, 0.8]])
     array([ True])
 
-    Source: Tong et al. (2024), section 2. Taught in: notebooks/06_diva.ipynb
+    Source: Tong et al. (2024), section 2. Taught in: notebooks/08_diva.ipynb
     """
     names = ("image_a", "image_b", "text_a", "text_b")
     a, b, says_a, says_b = (_features(v, n) for v, n in zip((image_a, image_b, text_a, text_b), names, strict=True))
@@ -344,7 +344,7 @@ def mcnemar(first: Any, second: Any) -> float:
     >>> mcnemar([True] * 5 + [False], [False] * 5 + [False])  # 5 wins to 0: 2 * (1/2)^5
     0.0625
 
-    Source: McNemar (1947). Taught in: notebooks/06_diva.ipynb
+    Source: McNemar (1947). Taught in: notebooks/08_diva.ipynb
     """
     a, b = _numpy(first), _numpy(second)
     if a.shape != b.shape or a.ndim != 1 or a.dtype != bool or b.dtype != bool:

@@ -5,7 +5,7 @@ References
 - Xu et al. (2024), "Demystifying CLIP Data", section 3 (four sources, 500,000 entries), and the code of its authors.
 - Fellbaum (1998), "WordNet: An Electronic Lexical Database". Its files are read as they are, without NLTK.
 
-Taught in: notebooks/05_curation.ipynb
+Taught in: notebooks/05_metadata.ipynb
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def wordnet_entries(path: str | Path | None = None) -> list[str]:
     without it ``MINILIB_WORDNET``, then the folders of Debian's ``wordnet-base`` and of NLTK's corpus are tried.
 
     Raises ``FileNotFoundError`` where there is no WordNet, naming every place that was tried and the remedy.
-    Source: Xu et al. (2024), section 3. Taught in: notebooks/05_curation.ipynb
+    Source: Xu et al. (2024), section 3. Taught in: notebooks/05_metadata.ipynb
     """
     return list(build_metadata({"wordnet": map(_name, _synsets(find_wordnet(path)))}))
 
@@ -44,7 +44,7 @@ def wordnet_sentences(path: str | Path | None = None, limit: int | None = None) 
     >>> re.findall(_EXAMPLE, 'be alive; "Our great leader is no more"; "My grandfather lived until 1981"')
     ['Our great leader is no more', 'My grandfather lived until 1981']
 
-    Raises ``FileNotFoundError`` as `wordnet_entries` does. Taught in: notebooks/05_curation.ipynb
+    Raises ``FileNotFoundError`` as `wordnet_entries` does. Taught in: notebooks/05_metadata.ipynb
     """
     if limit is not None and limit < 0:
         raise ValueError(f"limit must be None or at least 0; not {limit}")
@@ -77,7 +77,7 @@ def build_metadata(sources: Mapping[str, Iterable[str]]) -> dict[str, tuple[str,
     >>> build_metadata({"wordnet": ["cat", "!", "7"], "numbers": ["7", ""]})
     {'cat': ('wordnet',), '7': ('wordnet', 'numbers')}
 
-    Source: Xu et al. (2024), section 3. Taught in: notebooks/05_curation.ipynb
+    Source: Xu et al. (2024), section 3. Taught in: notebooks/05_metadata.ipynb
     """
     merged: dict[str, tuple[str, ...]] = {}
     for source, entries in sources.items():
@@ -107,7 +107,7 @@ def lint_entries(entries: Iterable[str]) -> list[Lint]:
     >>> [(lint.entry, lint.kind) for lint in lint_entries(["cat", "U.S.", "cat"])]
     [('U.S.', 'dead'), ('cat', 'duplicate')]
 
-    Taught in: notebooks/05_curation.ipynb
+    Taught in: notebooks/05_metadata.ipynb
     """
     first: dict[str, int] = {}
     found = []

@@ -3,7 +3,7 @@
 References: Radford et al. 2021 (CLIP, arXiv:2103.00020); Ho et al. 2020 (DDPM, arXiv:2006.11239); Rombach et al. 2022
 (latent diffusion, arXiv:2112.10752).
 
-Taught in: notebooks/01_clip.ipynb and notebooks/06_diva.ipynb
+Taught in: notebooks/01_clip.ipynb and notebooks/08_diva.ipynb
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ def load_denoiser(name: str | Path, device: str | None = None, revision: str | N
     Raises:
         ValueError: a shipped file whose SHA-256 differs from its card.
 
-    Taught in: notebooks/06_diva.ipynb
+    Taught in: notebooks/08_diva.ipynb
     """
     source = _verified(f"denoiser-{name}") if name in TOY_DENOISERS else name
     unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet", revision=revision, use_safetensors=True)

@@ -58,7 +58,7 @@ def use_theme() -> None:
 def plot_fates(axes: Iterable[Axes], images: ArrayLike, captions: Sequence[str], fates: Sequence[str]) -> None:
     """Pictures (n, 3, h, w) uint8, one on each axes, under their captions and their fates: "kept" blue, others grey.
 
-    Taught in: notebooks/05_curation.ipynb
+    Taught in: notebooks/06_balance.ipynb
     """
     for ax, image, caption, fate in zip(axes, np.asarray(images), captions, fates, strict=True):
         ax.imshow(image.transpose(1, 2, 0), interpolation="nearest")
@@ -73,7 +73,7 @@ def plot_fates(axes: Iterable[Axes], images: ArrayLike, captions: Sequence[str],
 def plot_rank_count(ax: Axes, counts: Mapping[str, ArrayLike], t: float | None = None) -> Axes:
     """Counts of entries from the largest to the smallest on two logarithmic axes, a curve for each label; a line at t.
 
-    Taught in: notebooks/05_curation.ipynb
+    Taught in: notebooks/06_balance.ipynb
     """
     for (label, values), style in zip(counts.items(), ("-", "--", ":", "-."), strict=False):
         positive = np.sort(np.asarray(values)[np.asarray(values) > 0])[::-1]
@@ -89,7 +89,7 @@ def plot_rank_count(ax: Axes, counts: Mapping[str, ArrayLike], t: float | None =
 def plot_tail_share(ax: Axes, counts: Mapping[str, ArrayLike], share: float) -> Axes:
     """Share of all matches that fall in entries below a threshold, over the threshold; a line at the share wanted.
 
-    Taught in: notebooks/05_curation.ipynb
+    Taught in: notebooks/06_balance.ipynb
     """
     for (label, values), style in zip(counts.items(), ("-", "--", ":", "-."), strict=False):
         ordered = np.sort(np.asarray(values)[np.asarray(values) > 0])
@@ -107,7 +107,7 @@ def plot_sizes(
 ) -> Axes:
     """Size of the curated set over the threshold: expected (k,), observed (seeds, k), sum of capped counts (k,).
 
-    Taught in: notebooks/05_curation.ipynb
+    Taught in: notebooks/06_balance.ipynb
     """
     ax.plot(thresholds, ceiling, ":", color=PALETTE[1], label="sum of min(count, t)", linewidth=2)
     ax.plot(thresholds, expected, "-", color=PALETTE[0], label="expected", linewidth=2)

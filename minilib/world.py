@@ -158,7 +158,7 @@ def make_pairs(n_per_pattern: int, *, seed: int, size: int = 32, split: str = "t
     >>> pair.pattern, pair.statement_b.replace("without", "with") == pair.statement_a.replace("without", "with")
     ('presence', True)
 
-    Taught in: notebooks/06_diva.ipynb
+    Taught in: notebooks/08_diva.ipynb
     """
     _check(n_per_pattern, seed, size, split, None)
     pairs = []
@@ -198,7 +198,7 @@ def make_pool(
     >>> make_pool(4, seed=0, images=False).images is None
     True
 
-    Taught in: notebooks/05_curation.ipynb
+    Taught in: notebooks/06_balance.ipynb
     """
     _check(n, seed, size, "train", None, junk=junk, spam=spam)
     if zipf <= 0 or junk + spam > 1 or spam_on not in ("head", "tail"):
