@@ -16,115 +16,21 @@ Taught in: notebooks/06_balance.ipynb
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minilib.matching import Ids, Ints, Matcher
 from minilib.metadata import check_strings
 
-Ids = NDArray[np.int32]
-Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-ENGINES = ("auto", "naive", "ngram")
-_SPACING = {ord(mark): f" {mark} " for mark in ",.;:?!`"} | {ord(blank): " " for blank in "\t\n\r"}
 
-# --- match -----------------------------------------------------------------------------------------------------------
-
-
-def space_punctuation(text: str) -> str:
-    """A caption with a space at both ends and on both sides of seven marks; tabs and line breaks become spaces.
-
-    The marks are comma, full stop, semicolon, colon, question mark, exclamation mark and backquote. No other mark is
-    touched, and spaces are not collapsed.
-
-    >>> space_punctuation("a, b.c")
-    ' a ,  b . c '
-
-    Source: Xu et al. (2024), code. Taught in: notebooks/06_balance.ipynb
-    """
-    return f" {text} ".translate(_SPACING)
-
-
-def match_naive(text: str, entries: Sequence[str]) -> list[int]:
-    """Ids of the entries that a caption holds: ``" entry " in space_punctuation(text)``, equation ``eq-curate-match``.
-
-    Case counts; nested and overlapping entries all count, each once. Every engine must equal this one.
-
-    >>> match_naive("a red T-shirt, new", ["red", "shirt", "T-shirt", "Red"])
-    [0, 2]
-
-    Source: Xu et al. (2024), section 3. Taught in: notebooks/06_balance.ipynb
-    """
-    spaced = space_punctuation(text)
-    return [e for e, entry in enumerate(entries) if f" {entry} " in spaced]
-
-
-@dataclass(frozen=True, eq=False, init=False, repr=False)
-class Matcher:
-    """Find metadata entries in captions; immutable, so that two metadata lists never mix.
-
-    Engine ``"ngram"`` (``"auto"``) uses equation ``eq-curate-run``: an entry matches if and only if its tokens, split
-    at single spaces, are a contiguous run of the caption's, empty tokens included. A table holds every entry and every
-    beginning of one; from each token a walk goes on while the table knows the run. ``"naive"`` asks `match_naive`.
-
-    An entry that stands twice is reported under both ids, as the definition says (the reference's Aho-Corasick variant
-    reports the last id only); `minilib.metadata.lint_entries` finds such entries.
-
-    >>> matcher = Matcher(["cat", "black cat", "dog"])
-    >>> ids, offsets = matcher.match(["a black cat.", "no match", "Dog"])
-    >>> ids.tolist(), offsets.tolist(), matcher.count(["a black cat.", "cat"]).tolist()
-    ([0, 1], [0, 2, 2, 2], [2, 1, 0])
-
-    Raises ``ValueError`` for empty entries or an unknown engine, ``TypeError`` for an entry or a caption that is not a
-    string (with its index). Source: Xu et al. (2024), section 3. Taught in: notebooks/06_balance.ipynb
-    """
-
-    entries: tuple[str, ...]
-    engine: str
-    _table: dict[str, tuple[int, ...]]
-
-    def __init__(self, entries: Iterable[str], *, engine: str = "auto") -> None:
-        if engine not in ENGINES:
-            raise ValueError(f"engine must be one of {', '.join(ENGINES)}; not {engine!r}")
-        listed = tuple(check_strings(entries, "entry"))
-        if not listed:
-            raise ValueError("entries is empty, so nothing could match: pass at least one metadata entry")
-        object.__setattr__(self, "entries", listed)
-        object.__setattr__(self, "engine", engine)
-        object.__setattr__(self, "_table", {} if engine == "naive" else _run_table(listed))
-
-    def __repr__(self) -> str:
-        return f"Matcher({len(self.entries):,} entries, engine={self.engine!r})"
-
-    def match(self, texts: Iterable[str]) -> tuple[Ids, Ints]:
-        """Matches of each caption: ids int32 (nnz,), ascending within a caption, and offsets int64 (N + 1,)."""
-        ids: list[int] = []
-        offsets = [0]
-        for text in check_strings(texts, "caption"):
-            ids.extend(match_naive(text, self.entries) if self.engine == "naive" else self._walk(text))
-            offsets.append(len(ids))
-        return np.array(ids, dtype=np.int32), np.array(offsets, dtype=np.int64)
-
-    def count(self, texts: Iterable[str]) -> Ints:
-        """Number of captions that hold each entry: int64 (M,)."""
-        return entry_counts(self.match(texts)[0], len(self.entries))
-
-    def _walk(self, text: str) -> list[int]:
-        tokens = space_punctuation(text)[1:-1].split(" ")
-        found: set[int] = set()
-        for start, run in enumerate(tokens):
-            stop = start + 1
-            while (known := self._table.get(run)) is not None:
-                found.update(known)
-                if stop == len(tokens):
-                    break
-                run, stop = f"{run} {tokens[stop]}", stop + 1
-        return sorted(found)
+# --- count ----------------------------------------------------------------------------------------------------------
 
 
 def entry_counts(ids: ArrayLike, n_entries: int) -> Ints:
@@ -210,23 +116,75 @@ def tail_share(counts: ArrayLike, t: float) -> float:
     return float(counts[counts < _check_t(t)].sum() / counts.sum())
 
 
-def solve_t(counts: ArrayLike, *, tail_share: float) -> int:
-    """The threshold t, one of the counts, whose `tail_share` is nearest to the one wanted; the smaller of two equals.
+def solve_t(
+    counts: ArrayLike,
+    *,
+    tail_share: float | None = None,
+    size: float | None = None,
+    matches: tuple[ArrayLike, ArrayLike] | None = None,
+) -> int:
+    """The threshold t for a wanted share of the tail, or for a wanted number of captions.
 
-    Departs from the reference, which adds the entry at t itself to the tail: a share would then not come back from its
-    own t where many entries have equal counts, as they do in small pools.
+    ``tail_share`` gives the count whose `tail_share` is nearest to it; the smaller of two equals. Departs from the
+    reference, which adds the entry at t itself to the tail: a share would then not come back from its own t where many
+    entries have equal counts, as they do in small pools. ``size`` gives the smallest whole t whose `expected_size` over
+    ``matches`` (ids, offsets) reaches it.
 
     >>> solve_t([1, 3, 16], tail_share=0.2)
     16
+    >>> solve_t([3], size=2, matches=([0, 0, 0], [0, 1, 2, 3]))
+    2
 
-    Source: Xu et al. (2024), code. Taught in: notebooks/06_balance.ipynb
+    Raises ``ValueError`` for a share outside 0 .. 1, and for a size of 0 or of more captions than hold any entry.
+    Source: Xu et al. (2024), code, for the share. Taught in: notebooks/06_balance.ipynb
     """
-    if not 0 <= tail_share <= 1:
+    if (tail_share is None) == (size is None) or (size is None) != (matches is None):
+        raise ValueError("pass tail_share=, or size= with matches=(ids, offsets) of the captions; one of the two")
+    if size is not None and matches is not None:
+        return smallest_t(lambda t: expected_size(*matches, counts, t), size, _check_counts(counts, matched=True).max())
+    if not 0 <= tail_share <= 1:  # type: ignore[operator]
         raise ValueError(f"tail_share must lie in 0 .. 1, such as 0.06; not {tail_share}")
     counts = np.sort(_check_counts(counts, matched=True))
     values, first = np.unique(counts[counts > 0], return_index=True)
     below = np.append(0, np.cumsum(counts[counts > 0]))[first]  # (distinct values,) matches in entries below each value
     return int(values[np.abs(below / counts.sum() - tail_share).argmin()])
+
+
+def smallest_t(size_at: Callable[[int], float], size: float, largest: int) -> int:
+    """The smallest whole t in 1 .. ``largest`` with ``size_at(t) >= size``, for a size that grows with t, by halving.
+
+    >>> smallest_t(lambda t: 10 * t, size=35, largest=100)
+    4
+
+    Taught in: notebooks/06_balance.ipynb
+    """
+    low, high = 1, int(largest)
+    most = size_at(high)
+    if not 0 < size <= most * (1 + 1e-12):
+        raise ValueError(f"size must lie in 1 .. {most:,.0f}, the captions that hold an entry; not {size:,}")
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if size_at(middle) >= size else (middle + 1, high)
+    return low
+
+
+def language_thresholds(counts: Mapping[str, ArrayLike], *, t: float, reference: str = "en") -> dict[str, int]:
+    """MetaCLIP 2's rule: every language gets the t at which its tail has the share that the reference's has at ``t``.
+
+    ``counts`` holds the counts of each language's own entries. The reference keeps ``t``; a language without any match
+    gets 1, which drops nothing.
+
+    >>> language_thresholds({"en": [1, 3, 16], "de": [2, 2, 6, 10]}, t=16)
+    {'en': 16, 'de': 6}
+
+    Raises ``ValueError`` when the reference language is missing or has no match.
+    Source: Chuang et al. (2025), code. Taught in: notebooks/06_balance.ipynb
+    """
+    if reference not in counts:
+        raise ValueError(f"the reference language must be one of {', '.join(sorted(counts))}; not {reference!r}")
+    share = tail_share(counts[reference], t)
+    others = {name: solve_t(own, tail_share=share) if np.any(own) else 1 for name, own in counts.items()}
+    return others | {reference: int(t)}
 
 
 # --- draw ------------------------------------------------------------------------------------------------------------
@@ -276,6 +234,43 @@ def sample_per_entry(ids: ArrayLike, offsets: ArrayLike, p: ArrayLike, sample_id
     ids, rows, n = _check_matches(ids, offsets, len(p))
     success = hash_uniform(np.asarray(sample_ids)[rows], seed, stream=ids + 1) < p[ids]  # (nnz,)
     return np.bincount(rows[success], minlength=n) > 0
+
+
+def sample_epoch(
+    q: ArrayLike, sample_ids: ArrayLike, *, seed: int, epoch: int, images: ArrayLike | None = None
+) -> Ints:
+    """Rows to train on in one epoch, ascending: the draw is repeated each time a picture is seen, and nothing is lost.
+
+    Where pictures have several captions, ``images`` (N,) names the picture of each row: one caption a picture is
+    chosen, all equally likely, and then stays with its own q. Epoch 0 without ``images`` is `sample`.
+
+    >>> sample_epoch([1.0, 0.0, 1.0], sample_ids=[7, 8, 9], seed=0, epoch=3).tolist()
+    [0, 2]
+
+    Source: Xu et al. (2024), section 3, the online variant. Taught in: notebooks/06_balance.ipynb
+    """
+    q, sample_ids = np.asarray(q, dtype=np.float64), np.asarray(sample_ids)
+    rows = np.arange(len(q))
+    if images is not None:
+        lot = hash_uniform(sample_ids, seed, stream=epoch + 2**40)  # a stream that no epoch draws from
+        order = np.lexsort((lot, np.asarray(images)))
+        rows = np.sort(order[np.unique(np.asarray(images)[order], return_index=True)[1]])
+    return rows[hash_uniform(sample_ids[rows], seed, stream=epoch) < q[rows]]
+
+
+def find_duplicates(texts: Iterable[str], urls: Iterable[str] | None = None) -> Mask:
+    """True where a row repeats the text, and where given the URL too, of a row before it; bool (N,).
+
+    One picture with two captions is no duplicate, and neither is one caption under two pictures.
+
+    >>> find_duplicates(["a cat", "a cat", "a cat"], ["u/1", "u/2", "u/1"]).tolist()
+    [False, False, True]
+
+    Taught in: notebooks/06_balance.ipynb
+    """
+    keys: Iterable[Any] = check_strings(texts, "caption") if urls is None else zip(texts, urls, strict=True)
+    first: dict[Any, int] = {}
+    return np.array([first.setdefault(key, row) != row for row, key in enumerate(keys)], dtype=np.bool_)
 
 
 # --- all at once -----------------------------------------------------------------------------------------------------
@@ -335,18 +330,6 @@ def explain(text: str, matcher: Matcher, counts: ArrayLike, t: float) -> str:
     lines = [f"  {matcher.entries[e]}: {counts[e]:,} captions, p = {p[e]:.3f}" for e in rarest_first]
     verdict = f"is kept with probability {q:.3f}" if lines else "is dropped: no entry matches"
     return "\n".join([f"{text!r} {verdict}", *lines])
-
-
-def _run_table(entries: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Every entry, and every beginning of one that ends with a token, with the ids of the entries that it completes."""
-    table: dict[str, tuple[int, ...]] = {}
-    for e, entry in enumerate(entries):
-        end = entry.find(" ")
-        while end >= 0:
-            table.setdefault(entry[:end], ())
-            end = entry.find(" ", end + 1)
-        table[entry] = (*table.get(entry, ()), e)
-    return table
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

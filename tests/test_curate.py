@@ -1,7 +1,6 @@
 """curate: every engine equals a second implementation of the reference, and balancing has its defining properties."""
 
 import doctest
-import pickle
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
@@ -14,38 +13,23 @@ from scipy.stats import binom, kstest
 from minilib import curate as module
 from minilib import plotting
 from minilib.curate import (
-    Matcher,
     curate,
     entry_counts,
     expected_entry_counts,
     expected_size,
     explain,
+    find_duplicates,
     hash_uniform,
     keep_probability,
-    match_naive,
+    language_thresholds,
     sample,
+    sample_epoch,
     sample_per_entry,
     solve_t,
-    space_punctuation,
     tail_share,
     text_keep_probability,
 )
-
-TRICKY = st.text(alphabet=st.sampled_from("ab  ,.;:?!`\t\n\r\u00a0\u3000\x00'-(猫🐈é"), max_size=12)
-
-
-def reference_ids(text: str, entries: list[str]) -> list[int]:
-    """The reference's rule written a second time, mark by mark: the independent implementation."""
-    text = " " + text + " "
-    for mark in (",", ".", ";", ":", "?", "!", "`"):
-        text = text.replace(mark, " " + mark + " ")
-    for blank in ("\t", "\n", "\r"):
-        text = text.replace(blank, " ")
-    return [e for e in range(len(entries)) if text.find(" " + entries[e] + " ") >= 0]
-
-
-def rows(ids: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
-    return [ids[a:b].tolist() for a, b in pairwise(offsets)]
+from minilib.matching import Matcher
 
 
 @pytest.fixture
@@ -59,67 +43,6 @@ def zipf_pool(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 def test_docstring_examples() -> None:
     assert doctest.testmod(module).failed == 0
-
-
-# --- match ---
-
-
-@pytest.mark.equation("eq-curate-match")
-def test_matching_by_hand() -> None:
-    """Case counts; "(cat)" and "T-shirt" are single tokens; nested and overlapping entries all count, once a text."""
-    assert space_punctuation("a, b.c") == " a ,  b . c "
-    entries = ["cat", "black cat", "cat sat", "shirt", "T-shirt", "U.S.", "Cat", "cat "]
-    captions = ["The black cat sat, a cat!", "(cat)", "my T-shirt", "the U.S. flag", "cat", "CAT", "cat's", "cat\ncat"]
-    expected = [[0, 1, 2], [], [4], [], [0], [], [], [0]]
-    assert [match_naive(caption, entries) for caption in captions] == expected
-    assert match_naive("cat, dog", ["cat "]) == [] and match_naive("cat  dog", ["cat "]) == [0]
-
-
-@pytest.mark.equation("eq-curate-run")
-@given(texts=st.lists(TRICKY, max_size=4), entries=st.lists(TRICKY, min_size=1, max_size=8))
-@settings(max_examples=1000, deadline=None)
-def test_engines_equal_the_reference(texts: list[str], entries: list[str]) -> None:
-    expected = [reference_ids(text, entries) for text in texts]
-    for engine in module.ENGINES:
-        ids, offsets = Matcher(entries, engine=engine).match(texts)
-        assert rows(ids, offsets) == expected
-        assert (ids.dtype, offsets.dtype) == (np.int32, np.int64)
-
-
-@given(text=TRICKY, cuts=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=6))
-@settings(max_examples=500, deadline=None)
-def test_engines_find_what_was_cut_from_the_caption(text: str, cuts: list[tuple[int, int]]) -> None:
-    """Entries that are pieces of the spaced caption match often, with empty tokens at either end and in between."""
-    spaced = space_punctuation(text)
-    entries = [spaced[a : a + b] for a, b in cuts]
-    assert rows(*Matcher(entries).match([text])) == [reference_ids(text, entries)]
-
-
-def test_run_of_spaces_is_exact() -> None:
-    """ "a, b" spaced is "a ,  b", tokens a / , / empty / b: the entry ",  b" matches and ", b" does not."""
-    assert rows(*Matcher([",  b", ", b", "", "a ,"]).match(["a, b"])) == [[0, 2, 3]]
-    assert rows(*Matcher([""]).match(["", " ", "a"])) == [[0], [0], []]
-
-
-def test_duplicates_are_reported_under_each_id() -> None:
-    for engine in module.ENGINES:
-        assert rows(*Matcher(["cat", "dog", "cat"], engine=engine).match(["cat"])) == [[0, 2]]
-
-
-def test_long_caption_and_no_caption() -> None:
-    caption = "a b " * 250_000  # 1 MB
-    assert rows(*Matcher(["b a b", "c"]).match([caption])) == [[0]]
-    ids, offsets = Matcher(["a"]).match([])
-    assert ids.shape == (0,) and offsets.tolist() == [0]
-
-
-def test_matcher_is_immutable_and_two_lists_never_mix() -> None:
-    cats, dogs = Matcher(["cat"]), Matcher(["dog"])
-    assert rows(*cats.match(["cat dog"])) == rows(*dogs.match(["cat dog"])) == [[0]]
-    with pytest.raises(AttributeError):
-        cats.entries = ("dog",)  # type: ignore[misc]
-    assert rows(*pickle.loads(pickle.dumps(cats)).match(["dog"])) == [[]]
-    assert repr(cats) == "Matcher(1 entries, engine='auto')"
 
 
 @pytest.mark.equation("eq-curate-count")
@@ -198,6 +121,40 @@ def test_solve_t_is_the_nearest_of_all_counts(counts: list[int], share: float) -
     assert gaps[solve_t(counts, tail_share=share)] == pytest.approx(min(gaps.values()), abs=1e-12)
 
 
+@given(counts=st.lists(st.integers(1, 9), min_size=1, max_size=5), wanted=st.floats(0.01, 1))
+@settings(max_examples=200, deadline=None)
+def test_solve_t_for_a_size_is_the_smallest_that_reaches_it(counts: list[int], wanted: float) -> None:
+    """Captions with one or two neighbouring entries; every t from 1 on is tried."""
+    texts = [[e] if k % 2 else [e, (e + 1) % len(counts)] for e, count in enumerate(counts) for k in range(count)]
+    ids = np.concatenate([np.unique(text) for text in texts])
+    offsets = np.append(0, np.cumsum([len(set(text)) for text in texts]))
+    held = entry_counts(ids, len(counts))
+    size = wanted * len(texts)
+    t = solve_t(held, size=size, matches=(ids, offsets))
+    reached = [expected_size(ids, offsets, held, s) >= size - 1e-9 for s in range(1, t + 1)]
+    assert reached[-1] and not any(reached[:-1])
+
+
+def test_solve_t_refuses_what_no_t_can_give() -> None:
+    matches = ([0, 0], [0, 1, 2, 2])
+    for size in (0, 3, float("nan")):
+        with pytest.raises(ValueError, match=r"size must lie in 1 \.\. 2, the captions that hold an entry"):
+            solve_t([2], size=size, matches=matches)
+    for options in ({}, {"size": 1}, {"size": 1, "tail_share": 0.1, "matches": matches}, {"matches": matches}):
+        with pytest.raises(ValueError, match="one of the two"):
+            solve_t([2], **options)
+
+
+def test_language_thresholds_carry_the_tail_share_over() -> None:
+    """English at t = 16 has (1 + 3) / 20 = 0.2 in its tail; German has 4 of 20 below 6; Greek has no match at all."""
+    counts = {"de": [2, 2, 6, 10], "en": [1, 3, 16], "el": [0, 0]}
+    thresholds = language_thresholds(counts, t=16)
+    assert thresholds == {"de": 6, "en": 16, "el": 1}
+    assert tail_share(counts["de"], 6) == tail_share(counts["en"], 16) == 0.2
+    with pytest.raises(ValueError, match="must be one of de, el, en; not 'fr'"):
+        language_thresholds(counts, t=16, reference="fr")
+
+
 # --- draw ---
 
 
@@ -269,6 +226,37 @@ def test_both_forms_are_equal_in_distribution() -> None:
             assert (number >= binom.ppf(1e-6, n, q)).all() and (number <= binom.ppf(1 - 1e-6, n, q)).all()
 
 
+def test_epochs_draw_afresh_and_keep_q(zipf_pool) -> None:
+    """Over 200 epochs each caption is seen 200 q times, within 6 standard deviations for all 20,000 of them."""
+    ids, offsets, counts = zipf_pool
+    q = text_keep_probability(ids, offsets, keep_probability(counts, t=30))
+    names = np.arange(len(q)) + 17
+    seen = np.zeros(len(q))
+    for epoch in range(200):
+        seen[sample_epoch(q, names, seed=4, epoch=epoch)] += 1
+    assert (abs(seen - 200 * q) <= 6 * np.sqrt(200 * q * (1 - q)) + 1e-9).all()
+    assert (np.flatnonzero(sample(q, names, seed=4)) == sample_epoch(q, names, seed=4, epoch=0)).all()
+
+
+def test_one_caption_a_picture_each_epoch() -> None:
+    """Three captions a picture with q = 1, 1 and 0: each is chosen a third of the time, and two thirds of them stay."""
+    images, q = np.repeat(np.arange(3000)[::-1], 3), np.tile([1.0, 1.0, 0.0], 3000)
+    rows = [sample_epoch(q, np.arange(9000), seed=1, epoch=epoch, images=images) for epoch in range(4)]
+    for chosen in rows:
+        assert len(set(images[chosen])) == len(chosen) and (np.diff(chosen) > 0).all()
+        assert binom.ppf(1e-6, 3000, 2 / 3) <= len(chosen) <= binom.ppf(1 - 1e-6, 3000, 2 / 3)
+        assert binom.ppf(1e-6, 3000, 1 / 3) <= (chosen % 3 == 0).sum() <= binom.ppf(1 - 1e-6, 3000, 1 / 3)
+    assert (rows[0][:100] != rows[1][:100]).any()
+
+
+def test_duplicates_by_text_and_url() -> None:
+    texts, urls = ["a", "b", "a", "a"], ["u", "u", "v", "u"]
+    assert find_duplicates(texts).tolist() == [False, False, True, True]
+    assert find_duplicates(texts, urls).tolist() == [False, False, False, True]
+    with pytest.raises(TypeError, match="caption 1 must be a string; not None"):
+        find_duplicates(["a", None])  # type: ignore[list-item]
+
+
 # --- all at once ---
 
 
@@ -302,31 +290,6 @@ def test_explain_lists_rarest_first_and_says_when_nothing_matches() -> None:
 def test_t_must_be_positive(t: float) -> None:
     with pytest.raises(ValueError, match="t must be a positive number"):
         curate(["cat"], ["cat"], t=t, seed=0)
-
-
-@pytest.mark.parametrize(
-    ("texts", "message"),
-    [
-        (["cat", None], r"caption 1 must be a string; not None \(NoneType\)"),
-        (["cat", "dog", 3.5], r"caption 2 must be a string; not 3.5 \(float\)"),
-        ([b"cat"], r"caption 0 must be a string; not b'cat' \(bytes\)"),
-        ("cat", "not the lone string 'cat'"),
-    ],
-)
-def test_captions_must_be_strings(texts, message: str) -> None:
-    with pytest.raises(TypeError, match=message):
-        Matcher(["cat"]).match(texts)
-
-
-def test_entries_must_be_strings_and_some() -> None:
-    with pytest.raises(ValueError, match="entries is empty"):
-        Matcher([])
-    with pytest.raises(TypeError, match="lone string 'cat'"):
-        Matcher("cat")
-    with pytest.raises(TypeError, match="entry 1 must be a string; not 7"):
-        Matcher(["cat", 7])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="engine must be one of auto, naive, ngram; not 'fast'"):
-        Matcher(["cat"], engine="fast")
 
 
 def test_arrays_that_do_not_belong_together_are_refused() -> None:
