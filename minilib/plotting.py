@@ -86,6 +86,19 @@ def plot_rank_count(ax: Axes, counts: Mapping[str, ArrayLike], t: float | None =
     return ax
 
 
+def plot_cumulative(ax: Axes, counts: Mapping[str, ArrayLike]) -> Axes:
+    """Matches held by the r largest entries over r, a curve for each label; logarithmic in r.
+
+    Taught in: notebooks/06_balance.ipynb
+    """
+    for (label, values), style in zip(counts.items(), ("-", "--", ":", "-."), strict=False):
+        ordered = np.sort(np.asarray(values)[np.asarray(values) > 0])[::-1]
+        ax.plot(np.arange(1, len(ordered) + 1), np.cumsum(ordered), style, label=label, linewidth=2)
+    ax.set(xscale="log", xlabel="the largest r entries", ylabel="matches in them", ylim=(0, None))
+    ax.legend(loc="upper left")
+    return ax
+
+
 def plot_tail_share(ax: Axes, counts: Mapping[str, ArrayLike], share: float) -> Axes:
     """Share of all matches that fall in entries below a threshold, over the threshold; a line at the share wanted.
 
@@ -300,4 +313,22 @@ def plot_reliability(ax: Axes, confidence: ArrayLike, accuracy: ArrayLike, count
     ax.scatter(x, y, s=12 + 600 * n[full] / n.sum(), color=PALETTE[0], alpha=0.8, zorder=3, label="rows of a bin")
     ax.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 103), ylim=(-3, 103), aspect="equal")
     ax.legend(loc="upper left", markerscale=0.5)
+    return ax
+
+
+def plot_differences(ax: Axes, names: Sequence[str], means: ArrayLike, intervals: ArrayLike) -> Axes:
+    """Differences of shares (k,) drawn as points, with intervals (k, 2), a row for each name, the first on top.
+
+    Blue where the whole interval lies above 0, vermilion where it lies below, grey where it holds 0.
+
+    Taught in: notebooks/07_does_it_matter.ipynb
+    """
+    ends = 100 * np.asarray(intervals, dtype=np.float64)
+    for row, (mean, (low, high)) in enumerate(zip(100 * np.asarray(means), ends, strict=True)):
+        colour = PALETTE[0] if low > 0 else PALETTE[1] if high < 0 else PALETTE[7]
+        ax.plot([low, high], [row, row], color=colour, linewidth=3)
+        ax.plot(mean, row, "o", color=colour, markersize=8)
+    ax.axvline(0, color=INK, linewidth=1)
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel="difference of accuracies (points)", ylim=(len(names) - 0.5, -0.5))
     return ax
