@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "drawing": set(),
     "world": {"drawing"},
     "plotting": set(),
+    "frames": set(),
     "evaluate": GROUND,
     "exercises": {"evaluate"},
     "metadata": GROUND,
@@ -40,7 +41,8 @@ MAY_IMPORT = {
     "curate": {"metadata", "matching"},
     "pools": {"metadata"},
     "pipeline": {"metadata", "matching", "curate", "pools", "report"},
-    "report": {"plotting"},
+    "runs": {"metadata", "curate", "pools"},
+    "report": {"plotting", "pools"},
     "scale": {"metadata", "curate", "pools", "pipeline"},
     "cli": GROUND | FIRST_FLOOR | METHODS | {"plotting", "matching", "pools", "pipeline", "scale"},
 }
