@@ -8,17 +8,29 @@ alternating timings, so that a busy machine slows both sides. Building is timed 
 """
 
 import argparse
+import datetime
 import gc
+import json
+import os
+import platform
+import shutil
 import statistics
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import ahocorasick
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from minilib.matching import Matcher, match_naive, space_punctuation
+from minilib.metadata import build_metadata, save_metadata
+from minilib.pipeline import curate_pool
+from minilib.runs import Settings
 
 SYLLABLES = "ba be bi bo bu da de di do du ka ke ki ko ku la le li lo lu ma me mi mo mu ra re ri ro ru sa"
 
@@ -63,47 +75,88 @@ def reference_automaton(entries: Sequence[str]) -> Callable[[Sequence[str]], lis
     return lambda texts: [sorted({e for _, e in machine.iter(space_punctuation(text))}) for text in texts]
 
 
-def compare(entries: list[str], captions: list[str], repeats: int) -> None:
+def compare(entries: list[str], captions: list[str], repeats: int) -> dict[str, float]:
     one, two = Matcher(entries, n_threads=1), Matcher(entries, n_threads=2)
     peer = reference_automaton(entries)
     few = captions[: len(captions) // 5]
     ids, offsets = one.match(few)
-    print(f"  {len(ids) / len(few):.1f} matches a caption, {np.mean([len(c.split()) for c in few]):.1f} words")
     assert peer(few) == [ids[a:b].tolist() for a, b in pairwise(offsets)], "the peers disagree"
+    slow = seconds(lambda: [match_naive(text, entries) for text in captions[:4]]) / 4
     rows = [
         (seconds(lambda: peer(few)) * 5, seconds(lambda: one.match(captions)), seconds(lambda: two.match(captions)))
         for _ in range(repeats)
     ]
     theirs, ours, both = (statistics.median(column) for column in zip(*rows, strict=True))
-    print(f"  one core {len(captions) / ours:,.0f}/s, two {len(captions) / both:,.0f}/s, pyahocorasick "
-          f"{len(captions) / theirs:,.0f}/s")  # fmt: skip
-    print(f"  {statistics.median(a / b for a, b, _ in rows):.1f}x pyahocorasick on one core; "
-          f"two cores {statistics.median(b / c for _, b, c in rows):.2f}x one")  # fmt: skip
-    slow = seconds(lambda: [match_naive(text, entries) for text in captions[:4]]) / 4
-    print(f"  {slow * len(captions) / ours:,.0f}x the reference's loop ({1 / slow:.0f} captions/s)")
+    return {
+        "matches a caption": len(ids) / len(few),
+        "words a caption": float(np.mean([len(caption.split()) for caption in few])),
+        "captions/s, one core": len(captions) / ours,
+        "captions/s, two cores": len(captions) / both,
+        "captions/s, pyahocorasick": len(captions) / theirs,
+        "captions/s, the reference's loop": 1 / slow,
+        "times pyahocorasick, one core": statistics.median(a / b for a, b, _ in rows),
+        "two cores over one": statistics.median(b / c for _, b, c in rows),
+        "times the reference's loop": slow * len(captions) / ours,
+    }
 
 
-def build(entries: list[str]) -> None:
+def build(entries: list[str]) -> dict[str, float]:
     took = statistics.median(seconds(lambda: Matcher(entries, n_threads=1)) for _ in range(3))
     tracemalloc.start()
     matcher = Matcher(entries, n_threads=1)
     kept, peak = (size / 1e6 for size in tracemalloc.get_traced_memory())
     tracemalloc.stop()
-    print(f"  built in {took:.2f} s; {kept:.0f} MB kept, {peak:.0f} MB at most, beside the list ({matcher.engine})")
+    assert matcher.engine == "ngram"
+    return {"build, s": took, "MB kept beside the list": kept, "MB at most": peak}
+
+
+def end_to_end(entries: list[str], captions: list[str]) -> dict[str, float]:
+    """From parquet to parquet on two cores, against matching alone; no ids or URLs, as in the captions."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        for k in range(4):
+            shard = pa.table({"text": captions[k::4], "width": pa.array(np.arange(len(captions[k::4])))})
+            pq.write_table(shard, place / f"{k}.parquet")
+        save_metadata(place / "entries.json", build_metadata({"stand-in": entries}))
+        shards = sorted(place.glob("*.parquet"))
+
+        def run() -> None:
+            shutil.rmtree(place / "out", ignore_errors=True)
+            curate_pool(shards, place / "entries.json", place / "out", Settings(t=200), n_threads=2, progress=False)
+
+        whole = statistics.median(seconds(run) for _ in range(3))
+    matcher = Matcher(entries, n_threads=2)
+    alone = statistics.median(seconds(lambda: matcher.match(captions)) for _ in range(3))
+    start = statistics.median(seconds(lambda: Matcher(entries, n_threads=2)) for _ in range(3))
+    return {
+        "rows/s, parquet to parquet": len(captions) / whole,
+        "rows/s, less building the matcher": len(captions) / (whole - start),
+        "share of the matcher's own rate": alone / (whole - start),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--entries", type=int, default=500_000)
     parser.add_argument("--captions", type=int, default=200_000)
+    parser.add_argument("--pool", type=int, default=2_000_000, help="rows from parquet to parquet")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="write the figures there as JSON, with hardware and date")
     options = parser.parse_args()
     Matcher(["compile"]).match(["compile"])
+    figures: dict[str, dict] = {}
     for n in (options.entries // 10, options.entries):
-        print(f"{n:,} entries")
         entries, captions = stand_in(n, options.captions)
-        build(entries)
-        compare(entries, captions, options.repeats)
+        figures[f"{n:,} entries"] = {**build(entries), **compare(entries, captions, options.repeats)}
+    pool = [f"{caption} {k}x" for k in range(options.pool // options.captions) for caption in captions]
+    figures["end to end"] = end_to_end(entries, pool)
+    for name, values in figures.items():
+        print(name, *(f"  {key}: {value:,.2f}" for key, value in values.items()), sep="\n")
+    if options.out:
+        machine = f"{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}"
+        figures["run"] = {"machine": machine, "date": datetime.date.today().isoformat(), "captions": options.captions,
+                          "pool": options.pool}  # fmt: skip
+        options.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf8")
 
 
 if __name__ == "__main__":

@@ -65,10 +65,9 @@ class Slider:
             f"<figcaption>{html.escape(sentence)}</figcaption></figure>"
             for i, (image, sentence) in enumerate(zip(self.images, self.sentences, strict=True))
         )
-        dial = (
-            f'<label>{html.escape(self.name)} <input type="range" min="0" max="{len(self.images) - 1}" '
-            f'value="{self.start}" aria-valuetext="{html.escape(self.sentences[self.start])}" oninput="{_MOVE}"></label>'
-        )
+        said = html.escape(self.sentences[self.start])
+        scale = f'min="0" max="{len(self.images) - 1}" value="{self.start}" aria-valuetext="{said}"'
+        dial = f'<label>{html.escape(self.name)} <input type="range" {scale} oninput="{_MOVE}"></label>'
         return f'<div class="frames">{dial}{frames}{self._table()}</div>'
 
     def _table(self) -> str:
