@@ -37,13 +37,16 @@ def write_report(summary: Mapping[str, Any], folder: Path) -> None:
 
     ``summary`` is what `minilib.pipeline` knows at its end: ``n_rows``, ``n_kept``, ``expected_size``,
     ``expected_spread``, ``dropped`` (reason to rows), ``t`` (language to threshold), ``entries`` (M names) with
-    ``counts_before``, ``counts_expected`` and ``counts_after`` (M,), ``shards``, ``seconds``, ``rates``, ``settings``.
+    ``counts_before``, ``counts_expected`` and ``counts_after`` (M,), ``dead`` (names that can never match),
+    ``shards``, ``seconds``, ``rates``, ``settings``.
     The page is one file and asks for no other.
 
     Taught in: notebooks/06_balance.ipynb
     """
     before, expected, after = (np.asarray(summary[f"counts_{when}"]) for when in ("before", "expected", "after"))
-    numbers = {key: value for key, value in summary.items() if not key.startswith("counts_") and key != "entries"}
+    numbers = {
+        key: value for key, value in summary.items() if not key.startswith("counts_") and key not in ("entries", "dead")
+    }
     top = np.argsort(-before, kind="stable")[:TOP]
     unseen = [summary["entries"][e] for e in np.flatnonzero(before == 0)[:NEVER]]
     details = {
@@ -53,6 +56,8 @@ def write_report(summary: Mapping[str, Any], folder: Path) -> None:
         "curves": {"before": curve(before), "expected": curve(expected), "after": curve(after)},
         "top": [_row(summary["entries"][e], before[e], expected[e], after[e]) for e in top],
         "never_matched": unseen,
+        "n_dead": len(summary["dead"]),
+        "dead": list(summary["dead"][:NEVER]),
     }
     _save(folder / "report.json", json.dumps({**numbers, **details}, indent=1, ensure_ascii=False, default=str) + "\n")
     _save(folder / "entries.csv", _entries_csv(summary["entries"], before, expected, after))
@@ -103,6 +108,8 @@ def _page(report: Mapping[str, Any], before: np.ndarray, expected: np.ndarray, a
         f"<h2>Entries</h2><p>{report['n_seen']:,} of {report['n_entries']:,} were seen; entries.csv has them all.</p>",
         _table("The largest", ["entry", "before", "expected", "after"], [list(row.values()) for row in report["top"]]),
         f"<h3>Never matched</h3><p>{html.escape(', '.join(report['never_matched'][:100])) or 'none'}</p>",
+        f"<h3>Dead: {report['n_dead']:,} can never match</h3>",
+        f"<p>{html.escape(', '.join(report['dead'][:100])) or 'none'}</p>",
         _table("Shards", ["shard", "rows", "kept", "damage"],
                [(s["shard"], s["rows"], s["kept"], s["damage"] or "") for s in report["shards"][:500]]),
         _table("Time", ["step", "seconds"], report["seconds"].items()),
@@ -136,7 +143,8 @@ def _sizes(report: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _say_curves(report: Mapping[str, Any]) -> str:
     before, after = report["curves"]["before"]["count"], report["curves"]["after"]["count"]
     fall = f"The largest entry falls from {before[0]:,.0f} rows to {after[0] if after else 0:,.0f}"
-    return f"Rows that hold an entry, by the entry's rank, on logarithmic axes. {fall}; the tail stays as it is."
+    kept = "an entry of at most t rows keeps all of them"
+    return f"Rows that hold an entry, by the entry's rank, on logarithmic axes. {fall}; {kept}."
 
 
 def _table(name: str, head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:

@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "report": {"plotting", "pools"},
     "runs": {"metadata", "matching", "pools"},
     "steps": {"curate", "pools", "runs"},
-    "pipeline": {"pools", "report", "runs", "steps"},
+    "pipeline": {"metadata", "pools", "report", "runs", "steps"},
     "scale": {"curate", "pipeline", "pools", "runs", "steps"},
     "cli": GROUND | FIRST_FLOOR | METHODS | {"plotting", "matching", "pools", "runs", "pipeline", "scale"},
 }

@@ -25,6 +25,7 @@ def summary() -> dict:
         "dropped": {"no match": 1000, "not drawn": 227},
         "t": {"": 2},
         "entries": ["cat", "<b>&", 'a, "b"', "never & ever"],
+        "dead": ["U.S."],
         "counts_before": np.array([100, 3, 1, 0]),
         "counts_expected": np.array([4.25, 2.0, 1.0, 0.0]),
         "counts_after": np.array([4, 2, 1, 0]),
@@ -43,7 +44,7 @@ def test_report_says_what_it_was_told(summary, tmp_path) -> None:
     told = json.loads((tmp_path / "report.json").read_text(encoding="utf8"))
     assert (told["n_kept"], told["dropped"], told["n_seen"], told["matches"]) == (7, summary["dropped"], 3, 104)
     assert told["top"][0] == {"entry": "cat", "before": 100, "expected": 4.25, "after": 4}
-    assert told["never_matched"] == ["never & ever"]
+    assert told["never_matched"] == ["never & ever"] and told["dead"] == ["U.S."]
     with open(tmp_path / "entries.csv", encoding="utf8", newline="") as file:
         rows = list(csv.reader(file))
     assert [row[0] for row in rows[1:]] == summary["entries"]
