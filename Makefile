@@ -11,7 +11,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help env book test check lab weights bench lock clean
+.PHONY: help env book test check lab weights feed bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -41,6 +41,10 @@ lab: env  ## open the chapters in JupyterLab
 weights: env  ## train the tiny models again (resumable)
 	@echo "minilib: training the tiny models of minilib/weights"
 	@$(PY) scripts/train_weights.py $(ARGS)
+
+feed: env  ## run the curation experiment of chapter 07 again (resumable; an hour on one core)
+	@echo "minilib: training 60 small CLIPs on raw, matched, random and curated pairs"
+	@$(PY) scripts/feed_experiment.py $(ARGS)
 
 bench: env  ## our speed beside the peers', as ratios from one run
 	@for script in benchmarks/*.py; do echo "minilib: $$script"; $(PY) "$$script" $(ARGS) || exit 1; done
