@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "world": {"drawing"},
     "plotting": set(),
     "frames": set(),
+    "towers": set(),
     "evaluate": GROUND,
     "exercises": {"evaluate"},
     "metadata": GROUND,
@@ -35,7 +36,7 @@ MAY_IMPORT = {
     "gaussian": set(),
     "loo": {"gaussian"},
     "beyond": {"gaussian", "evaluate"},
-    **{method: GROUND | FIRST_FLOOR for method in METHODS},
+    **{method: GROUND | FIRST_FLOOR | {"towers"} for method in METHODS},
     "gda": GROUND | FIRST_FLOOR | GAUSSIANS,
     "ngram": set(),
     "matching": {"metadata", "ngram"},
@@ -47,7 +48,7 @@ MAY_IMPORT = {
     "steps": {"curate", "pools", "runs"},
     "pipeline": {"metadata", "pools", "report", "runs", "steps"},
     "scale": {"curate", "pipeline", "pools", "runs", "steps"},
-    "cli": GROUND | FIRST_FLOOR | METHODS | {"plotting", "matching", "pools", "runs", "pipeline", "scale"},
+    "cli": GROUND | FIRST_FLOOR | METHODS | {"plotting", "matching", "towers", "pools", "runs", "pipeline", "scale"},
 }
 # Written in pieces, so that this file may be searched like the others.
 REGISTRIES = [
@@ -122,7 +123,7 @@ def test_modules_stay_readable(path):
 def test_library_can_be_read_from_end_to_end():
     """What the chapters derive, and apart from it what carries files and commands."""
     works = sum(code_lines(path) for path in MODULES if path.stem in WORKS)
-    assert sum(map(code_lines, MODULES)) - works < 3_300 and works < 1_500
+    assert sum(map(code_lines, MODULES)) - works < 3_400 and works < 1_500
 
 
 def test_curation_starts_without_torch():
