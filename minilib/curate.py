@@ -312,8 +312,12 @@ def curate(
     return Curation(kept, reasons, ids, offsets, counts, p, q)
 
 
-def explain(text: str, matcher: Matcher, counts: ArrayLike, t: float) -> str:
+def explain(
+    text: str, matcher: Matcher, counts: ArrayLike, t: float, *, sample_id: int | None = None, seed: int = 0
+) -> str:
     """Say which entries a caption holds, the count and p of each, rarest first, and the chance q of being kept.
+
+    With ``sample_id`` and ``seed`` also what became of it: `sample`'s number for this id beside q.
 
     >>> print(explain("a cat, a dog", Matcher(["cat", "dog"]), counts=[100, 40], t=20))
     'a cat, a dog' is kept with probability 0.600
@@ -329,6 +333,9 @@ def explain(text: str, matcher: Matcher, counts: ArrayLike, t: float) -> str:
     rarest_first = sorted(ids, key=lambda e: counts[e])
     lines = [f"  {matcher.entries[e]}: {counts[e]:,} captions, p = {p[e]:.3f}" for e in rarest_first]
     verdict = f"is kept with probability {q:.3f}" if lines else "is dropped: no entry matches"
+    if lines and sample_id is not None:
+        draw = hash_uniform([sample_id], seed)[0]
+        verdict += f"; {'kept' if draw < q else 'dropped'}, since its draw is {draw:.3f}"
     return "\n".join([f"{text!r} {verdict}", *lines])
 
 

@@ -283,6 +283,17 @@ def test_explain_lists_rarest_first_and_says_when_nothing_matches() -> None:
     assert explain("(cat)", matcher, [100, 40], t=20) == "'(cat)' is dropped: no entry matches"
 
 
+def test_explain_says_what_sample_decided() -> None:
+    """For 50 ids the sentence agrees with `sample`, which is told the same q, ids and seed."""
+    matcher, counts = Matcher(["cat"]), [100]
+    kept = sample(np.full(50, 0.2), np.arange(50), seed=9)
+    for sample_id in range(50):
+        said = explain("a cat", matcher, counts, t=20, sample_id=sample_id, seed=9).splitlines()[0]
+        assert ("; kept, since" if kept[sample_id] else "; dropped, since") in said
+    assert 0 < kept.sum() < 50
+    assert explain("dog", matcher, counts, t=20, sample_id=1) == "'dog' is dropped: no entry matches"
+
+
 # --- bad input ---
 
 
