@@ -321,7 +321,7 @@ class Condition(nn.Module):
 
     @torch.no_grad()
     def visual_share(self, tokens: Tensor) -> Tensor:
-        """Drift meter: |v| / (|v| + |e|), the picture's share of the condition's norm, in [0, 1], for each of B.
+        """Drift meter: ``|v| / (|v| + |e|)``, the picture's share of the condition's norm, in [0, 1], for each of B.
 
         Norms run over all tokens and entries of a part. One is a condition of the picture alone, zero of text alone.
         """
