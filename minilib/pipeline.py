@@ -20,8 +20,9 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from minilib import __version__
+from minilib.keys import row_keys
 from minilib.metadata import lint_entries
-from minilib.pools import REASONS, atomic, read_rows, row_keys
+from minilib.pools import REASONS, atomic, read_rows
 from minilib.report import write_report
 from minilib.runs import Run, Settings, start, write_json
 from minilib.steps import count, match_rows, reduce, sample

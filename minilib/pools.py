@@ -26,8 +26,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numba import njit
 from numpy.typing import NDArray
+
+from minilib.keys import Keys, row_keys
 
 BATCH_ROWS, BATCH_BYTES = 16_384, 1 << 26  # a batch ends at either
 GROUP_ROWS = 1 << 16  # rows of a parquet row group that is written
@@ -49,7 +50,6 @@ KEPT, NOT_JSON, MISSING, NOT_STRING, NOT_UTF8, NO_ID, TWICE, *_ = range(len(REAS
 NO_METADATA, DUPLICATE, NO_MATCH, NOT_DRAWN, DAMAGED = range(TWICE + 1, len(REASONS))
 
 Codes = NDArray[np.uint8]
-Keys = NDArray[np.uint64]
 Take = Callable[[int], NDArray[np.bool_]]
 
 
@@ -411,42 +411,3 @@ _COPIES = {".parquet": _copy_parquet, ".jsonl": _copy_jsonl, ".jsonl.gz": _copy_
 def _format(path: Path) -> str:
     """The suffix that names a shard's format; "" for any other file."""
     return next((suffix for suffix in _COPIES if path.name.endswith(suffix)), "")
-
-
-# --- keys ------------------------------------------------------------------------------------------------------------
-
-
-def row_keys(*columns: pa.Array) -> Keys:
-    """A 64-bit hash of each row's values, (n,); equal rows have equal keys, and n rows collide with odds n**2 / 2**65.
-
-    ``columns`` are large_string arrays without nulls. Eight bytes at a time are multiplied in and mixed; the length of
-    each value counts, so ("ab", "c") is not ("a", "bc"). Not meant against forgers.
-
-    >>> len(set(row_keys(pa.array(["a", "b", "a"], pa.large_string())).tolist()))
-    2
-
-    Taught in: notebooks/06_balance.ipynb
-    """
-    keys = np.zeros(len(columns[0]), np.uint64)
-    for column in columns if len(keys) else ():
-        _, offsets, data = column.buffers()
-        bounds = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
-        _absorb(keys, bounds, np.frombuffer(data or b"", np.uint8))
-    return keys
-
-
-@njit(nogil=True, cache=True)
-def _absorb(keys, bounds, data):  # pragma: no cover  # compiled
-    golden, odd = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
-    for row in range(len(keys)):
-        state, start, stop = keys[row], bounds[row], bounds[row + 1]
-        for at in range(start, stop, 8):
-            word = np.uint64(0)
-            for place in range(min(8, stop - at)):
-                word |= np.uint64(data[at + place]) << np.uint64(8 * place)
-            state = (state ^ word) * odd
-            state ^= state >> np.uint64(32)
-        state = (state ^ np.uint64(stop - start)) * golden
-        state ^= state >> np.uint64(29)
-        state *= odd
-        keys[row] = state ^ (state >> np.uint64(32))

@@ -20,7 +20,16 @@ GROUND = {"world", "drawing"}
 FIRST_FLOOR = {"models", "features", "training", "evaluate", "metadata"}
 METHODS = {"gda", "curate", "diva"}
 GAUSSIANS = {"gaussian", "loo", "beyond"}  # the inner rooms of gda; those of curate follow below
-WORKS = {"pools", "runs", "steps", "pipeline", "scale", "report", "cli"}  # curation of files: no chapter derives them
+WORKS = {
+    "keys",
+    "pools",
+    "runs",
+    "steps",
+    "pipeline",
+    "scale",
+    "report",
+    "cli",
+}  # files: no chapter derives them
 MAY_IMPORT = {
     "drawing": set(),
     "world": {"drawing"},
@@ -42,11 +51,12 @@ MAY_IMPORT = {
     "matching": {"metadata", "ngram"},
     "corpus": {"metadata"},
     "curate": {"metadata", "matching"},
-    "pools": set(),
+    "keys": set(),
+    "pools": {"keys"},
     "report": {"plotting", "pools"},
     "runs": {"metadata", "matching", "pools"},
     "steps": {"curate", "pools", "runs"},
-    "pipeline": {"metadata", "pools", "report", "runs", "steps"},
+    "pipeline": {"keys", "metadata", "pools", "report", "runs", "steps"},
     "scale": {"curate", "pipeline", "pools", "runs", "steps"},
     "cli": GROUND | FIRST_FLOOR | METHODS | {"plotting", "matching", "towers", "pools", "runs", "pipeline", "scale"},
 }

@@ -20,9 +20,10 @@ from test_pools import FORMATS, read_back, write_shard
 
 from minilib import pipeline, pools, runs, steps
 from minilib.curate import hash_uniform, language_thresholds
+from minilib.keys import row_keys
 from minilib.matching import match_naive
 from minilib.pipeline import curate_pool
-from minilib.pools import REASONS, Damage, row_keys
+from minilib.pools import REASONS, Damage
 from minilib.runs import Settings
 
 ENTRIES = ["cat", "dog", "black cat", "rare", "photo", "never seen"]

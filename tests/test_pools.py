@@ -16,7 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minilib import keys as key_module
 from minilib import pools as module
+from minilib.keys import row_keys
 from minilib.pools import (
     REASONS,
     Columns,
@@ -28,7 +30,6 @@ from minilib.pools import (
     list_shards,
     output_name,
     read_rows,
-    row_keys,
 )
 
 FORMATS = (".parquet", ".jsonl", ".jsonl.gz", ".tar")
@@ -90,6 +91,7 @@ def copied(shard: Path, folder: Path, keep: np.ndarray) -> Path:
 
 def test_docstring_examples() -> None:
     assert doctest.testmod(module).failed == 0
+    assert doctest.testmod(key_module).failed == 0
 
 
 # --- rows travel ---
