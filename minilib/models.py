@@ -183,15 +183,19 @@ class Denoiser(nn.Module):
     @torch.no_grad()
     def encode(self, images: np.ndarray | Tensor) -> Tensor:
         """uint8 (n, 3, h, w) -> latents: the patches' components, or the autoencoder's mean times its factor."""
-        device = next(self.unet.parameters()).device
-        pixels = torch.as_tensor(images).to(device).float() / 255
+        pixels = torch.as_tensor(images).to(next(self.unet.parameters()).device).float() / 255
         if isinstance(self.codec, PatchPCA):
-            return self.codec.encode(pixels)
-        return self.codec.encode(2 * pixels - 1).latent_dist.mean * self.codec.config.scaling_factor
+            return self.codec.encode(pixels.to(self.codec.basis.dtype)).to(pixels.dtype)
+        mean = self.codec.encode((2 * pixels - 1).to(self.codec.dtype)).latent_dist.mean
+        return mean.to(pixels.dtype) * self.codec.config.scaling_factor
 
     def forward(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """Predict the noise (or v, as the scheduler says): (n, c, h, w), (n,), (n, tokens, width) -> (n, c, h, w)."""
-        return self.unet(noisy, timesteps, encoder_hidden_states=context).sample
+        """Predict the noise (or v, as the scheduler says): (n, c, h, w), (n,), (n, tokens, width) -> (n, c, h, w).
+
+        Computed in the U-Net's own precision, returned in that of ``noisy``.
+        """
+        dtype = self.unet.dtype
+        return self.unet(noisy.to(dtype), timesteps, encoder_hidden_states=context.to(dtype)).sample.to(noisy.dtype)
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What ``forward`` should return: the noise, or v for schedulers of that type."""
@@ -273,10 +277,11 @@ def load_denoiser(name: str | Path, device: str | None = None, revision: str | N
     return Denoiser(unet.float(), scheduler, codec).eval().requires_grad_(False).to(device or _device())
 
 
-def save_clip(clip: Clip, folder: Path, card: dict[str, Any]) -> None:
-    """Write float16 weights, which ``open_clip.create_model(pretrained=...)`` reads, and their card."""
+def save_clip(clip: Clip, folder: Path, card: dict[str, Any], dtype: torch.dtype = torch.float16) -> None:
+    """Write the weights, in float16 unless asked, as ``open_clip.create_model(pretrained=...)`` reads, and a card."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {k: v.detach().half().cpu().contiguous() for k, v in clip.model.state_dict().items()}
+    state = clip.model.state_dict()
+    state = {k: v.detach().cpu().to(dtype if v.is_floating_point() else v.dtype).contiguous() for k, v in state.items()}
     save_file(state, folder / "open_clip_model.safetensors")
     _write_card(folder, card)
 

@@ -1,6 +1,4 @@
-"""Train the toy models: one loop for all of them, and the two losses they need.
-
-Every random choice of step i comes from (seed, i), so an interrupted run goes on bit for bit where it stopped.
+"""Train the toy models: the two losses they need, and who may move.
 
 References: Radford et al. 2021 (contrastive loss); Ho et al. 2020 (noise prediction).
 
@@ -9,17 +7,14 @@ Taught in: notebooks/01_clip.ipynb and notebooks/08_diva.ipynb
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch import Tensor
 
+from minilib.loop import optimise
 from minilib.models import Clip, Denoiser
 from minilib.world import Scenes
 
@@ -55,65 +50,6 @@ def noise_prediction_loss(
     noisy = denoiser.scheduler.add_noise(latents, noise, timesteps)
     error = denoiser(noisy, timesteps, context) - denoiser.target(latents, noise, timesteps)
     return error.square().flatten(1).mean(1)
-
-
-def optimise(
-    loss_at: Callable[[int], Tensor],
-    module: nn.Module,
-    *,
-    steps: int,
-    lr: float,
-    weight_decay: float = 0.0,
-    warmup: int = 50,
-    ema: float | None = None,
-    checkpoint: Path | None = None,
-    save_every: int = 200,
-    on_step: Callable[[int, float], None] | None = None,
-    label: str = "training",
-) -> list[float]:
-    """Minimise ``loss_at(step)`` over what may move in ``module``: AdamW, cosine rate, gradient norm at most 1.
-
-    Args:
-        loss_at: step -> scalar loss; must draw its randomness from the step.
-        steps, lr, weight_decay, warmup: length, peak rate, decay, steps of linear warm-up.
-        ema: decay of an exponential average of the weights, which replaces them at the end.
-        checkpoint: file to go on from when it exists, written every ``save_every`` steps.
-        on_step: called with (step, loss) after each step.
-
-    Returns:
-        The loss of every step, those before an interruption included.
-
-    Raises:
-        FloatingPointError: a loss that is not finite, with its step; the module then still holds the last finite state.
-
-    Taught in: notebooks/01_clip.ipynb
-    """
-    weights = [p for p in module.parameters() if p.requires_grad]
-    adam = torch.optim.AdamW(weights, lr=lr, weight_decay=weight_decay)
-    rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda i: _cosine(i, steps, min(warmup, steps // 5)))
-    average = EMAModel(weights, decay=ema) if ema else None
-    losses = _resume(checkpoint, module, adam, rate, average)
-    for step in tqdm(range(len(losses), steps), desc=label, initial=len(losses), total=steps, mininterval=5):
-        loss = loss_at(step)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"{label}: the loss of step {step} is {loss.item()}; lower lr (now {lr}) or look at that batch"
-            )
-        adam.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        adam.step()
-        rate.step()
-        if average:
-            average.step(weights)
-        losses.append(loss.item())
-        if checkpoint and (step + 1) % save_every == 0:
-            _save(checkpoint, module, adam, rate, average, losses)
-        if on_step:
-            on_step(step, losses[-1])
-    if average:
-        average.copy_to(weights)
-    return losses
 
 
 def train_words(clip: Clip, draw: Callable[[int], tuple[list[str], list[str]]], **options) -> list[float]:
@@ -187,13 +123,26 @@ def train_denoiser(
     return losses
 
 
-def draw_noise(latents: Tensor, levels: int, rng: torch.Generator, first: int = 0) -> tuple[Tensor, Tensor]:
-    """Normal noise like ``latents`` and timesteps (n,), uniform from ``first`` to ``levels - 1``.
+def draw_noise(
+    latents: Tensor, levels: int, rng: torch.Generator, first: int = 0, timesteps: str = "uniform"
+) -> tuple[Tensor, Tensor]:
+    """Normal noise like ``latents`` (n, ...) and timesteps (n,) from ``first`` to ``levels - 1``.
 
-    Drawn on the CPU, so that every device gets the same.
+    Timesteps are "uniform", or "logit-normal": ``first + (levels - first) sigmoid(u)``, u standard normal, rounded
+    down, which prefers the middle (Esser et al. 2024, arXiv:2403.03206). Drawn on the CPU, so that every device gets
+    the same. ValueError for another name.
+
+    Taught in: notebooks/09_diva.ipynb
     """
     noise = torch.randn(latents.shape, generator=rng).to(latents)
-    return noise, torch.randint(first, levels, (len(latents),), generator=rng).to(latents.device)
+    if timesteps == "uniform":
+        times = torch.randint(first, levels, (len(latents),), generator=rng)
+    elif timesteps == "logit-normal":
+        share = torch.randn(len(latents), generator=rng).sigmoid()
+        times = (first + (levels - first) * share).long().clamp(max=levels - 1)
+    else:
+        raise ValueError(f"timesteps must be one of uniform, logit-normal; not {timesteps!r}")
+    return noise, times.to(latents.device)
 
 
 def _scale(clip: Clip) -> Tensor:
@@ -203,28 +152,3 @@ def _scale(clip: Clip) -> Tensor:
 def _finish(clip: Clip, losses: list[float]) -> list[float]:
     clip.model.eval().requires_grad_(False)
     return losses
-
-
-def _cosine(step: int, steps: int, warmup: int) -> float:
-    return min((step + 1) / max(warmup, 1), (1 + math.cos(math.pi * min(step / steps, 1))) / 2)
-
-
-def _save(checkpoint: Path, module, adam, rate, average, losses) -> None:
-    state = {"module": module.state_dict(), "adam": adam.state_dict(), "rate": rate.state_dict(), "losses": losses}
-    state["average"] = average.state_dict() if average else None
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    part = checkpoint.with_suffix(".part")
-    torch.save(state, part)
-    part.replace(checkpoint)
-
-
-def _resume(checkpoint: Path | None, module, adam, rate, average) -> list[float]:
-    if checkpoint is None or not checkpoint.exists():
-        return []
-    state = torch.load(checkpoint, weights_only=True, map_location=next(module.parameters()).device)
-    module.load_state_dict(state["module"])
-    adam.load_state_dict(state["adam"])
-    rate.load_state_dict(state["rate"])
-    if average:
-        average.load_state_dict(state["average"])
-    return state["losses"]

@@ -180,7 +180,7 @@ def test_too_few_pictures_and_a_foreign_denoiser_are_named(clip, denoiser, image
 
 
 def test_wrong_image_needs_a_neighbour():
-    with pytest.raises(ValueError, match="batch of at least 2"):
+    with pytest.raises(ValueError, match="wrong_image needs at least 2 pictures"):
         diva.Config(batch=1, wrong_image=True)
 
 
