@@ -60,6 +60,9 @@ MAY_IMPORT = {
     "steps": {"curate", "pools", "runs"},
     "pipeline": {"keys", "metadata", "pools", "report", "runs", "steps"},
     "scale": {"curate", "pipeline", "pools", "runs", "steps"},
+    "mmvp": GROUND | FIRST_FLOOR | {"towers"},
+    "exam": GROUND | FIRST_FLOOR | {"towers", "mmvp", "gda"},
+    "arms": GROUND | FIRST_FLOOR | {"diva", "loop"},
     "cli": GROUND | FIRST_FLOOR | METHODS | {"plotting", "matching", "towers", "pools", "runs", "pipeline", "scale"},
 }
 # Written in pieces, so that this file may be searched like the others.
