@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,8 @@ SETTINGS = {
     "teacher": {"start": 600, "steps": 700, "batch": 48, "lr": 2e-3, "ema": 0.99, "period": 400},
     "pictures": 9600,
     "recipe": {"steps": 150, "batch": 64, "draws": 2, "lr": 8e-4, "anchor": 0.4, "first": 300},
-    "arms": ["before", "toy", "noise", "web", "images", "shuffled", "no-anchor", "contrastive", "captions", "decoder",
-             "random-unet", "reference", "two-stage", "two-stage 15%", "two-stage 30%", "two-stage 100%"],
+    "arms": ["before", "toy", "noise", "shuffled", "web", "images", "contrastive", "captions", "decoder"],
+    "more_arms": ["two-stage", "random-unet", "no-anchor", "reference", "two-stage 15%", "two-stage 100%", "two-stage 30%"],
     "test_seed": 880_000, "test": {"pairs": 200, "test": 2000, "train": 2000},
 }  # fmt: skip
 TEACHERS = {  # share of pictures among the contexts, and share of details that captions mention
@@ -50,6 +51,7 @@ PLAN = {
     "tuned": "The recipe (steps, batch, draws, rate, anchor, first timestep) was chosen on the shipped models of "
     "minilib/weights with pairs of seeds that are not used here. Nothing was tuned on the five seeds. How long bases "
     "and teachers are trained was set by the time at hand, before any of their results was seen.",
+    "order": "All seeds take the first arms, then as many seeds as time allows take the others; each row says how many.",
     "varied": "Each seed has its own vision tower, teachers, pictures, DIVA run, and test pairs. The text tower is the "
     "shipped one in all.",
 }
@@ -187,33 +189,45 @@ def teacher_errors(bench: arms.Bench, seed: int) -> dict:
 
 
 def summarise(runs: list[dict], settings: dict) -> dict:
-    """Mean and t-interval over seeds of each arm, and the paired contrasts with a bootstrap over seeds and pairs."""
-    n, seeds = len(world.PATTERNS) * settings["test"]["pairs"], settings["seeds"]
+    """Mean and t-interval over seeds of each arm, and the paired contrasts with a bootstrap over seeds and pairs.
+
+    An arm's seeds are those that ran it; a contrast's, those that ran both. Rows of fewer than two seeds are left out.
+    """
     patterns = [name for name in world.PATTERNS for _ in range(settings["test"]["pairs"])]
     table = {(r["arm"], r["seed"]): r for r in runs}
 
+    def seeds_of(*names: str) -> list[int]:
+        return [s for s in settings["seeds"] if all((name.removesuffix(" noise"), s) in table for name in names)]
+
     def answers(arm: str, seed: int) -> np.ndarray:
-        arm, noise = arm.removesuffix(" noise"), arm.endswith(" noise")
-        return unpack(table[arm, seed]["solved_noise" if noise else "solved"], n)
+        key = "solved_noise" if arm.endswith(" noise") else "solved"
+        return unpack(table[arm.removesuffix(" noise"), seed][key], len(patterns))
 
-    def over_seeds(arm: str, value) -> dict:
-        values = [value(table[arm, seed]) for seed in settings["seeds"]]
-        return {
-            "mean": round(float(np.mean(values)), 5),
-            "interval": [round(x, 5) for x in evaluate.mean_interval(values)],
-        }
-
-    measures = {"pairs": lambda r: r["pairs"], "zero_shot": lambda r: r["zero_shot"],
-                "linear": lambda r: r["probe_mean"]["linear"], "gda": lambda r: r["probe_mean"]["gda"],
-                "moved": lambda r: r.get("moved", 0.0)}  # fmt: skip
-    by_arm = {arm: {k: over_seeds(arm, f) for k, f in measures.items()} for arm in settings["arms"]}
-    contrasts = []
+    by_arm, contrasts = {}, []
+    for arm in settings["arms"] + settings["more_arms"]:
+        rows = [table[arm, seed] for seed in seeds_of(arm)]
+        if len(rows) > 1:
+            by_arm[arm] = {"seeds": len(rows)} | {name: spread([f(r) for r in rows]) for name, f in MEASURES.items()}
     for arm, other in CONTRASTS:
-        gains = [answers(arm, s).astype(int) - answers(other, s).astype(int) for s in seeds]
-        found = exam.combine(gains, patterns)
-        p = [evaluate.mcnemar(answers(other, s), answers(arm, s)) for s in seeds]
-        contrasts.append({"arm": arm, "other": other} | rounded(found) | {"mcnemar": [float(f"{x:.3g}") for x in p]})
+        pairs = [(answers(arm, seed), answers(other, seed)) for seed in seeds_of(arm, other)]
+        if len(pairs) > 1:
+            found = exam.combine([a.astype(int) - b.astype(int) for a, b in pairs], patterns)
+            p = [float(f"{evaluate.mcnemar(b, a):.3g}") for a, b in pairs]
+            contrasts.append({"arm": arm, "other": other} | rounded(found) | {"mcnemar": p})
     return {"arms": by_arm, "contrasts": contrasts}
+
+
+MEASURES = {
+    "pairs": lambda run: run["pairs"],
+    "zero_shot": lambda run: run["zero_shot"],
+    "linear": lambda run: run["probe_mean"]["linear"],
+    "gda": lambda run: run["probe_mean"]["gda"],
+    "moved": lambda run: run.get("moved", 0.0),
+}
+
+
+def spread(values: list[float]) -> dict:
+    return rounded({"mean": float(np.mean(values)), "interval": list(evaluate.mean_interval(values))})
 
 
 def rounded(value):
@@ -248,30 +262,31 @@ def write(path: Path, document: dict) -> None:
     os.replace(part, path)
 
 
-def run_seed(settings: dict, seed: int, work: Path, out: Path) -> None:
-    """All arms of a seed that the file lacks, written one by one."""
-    document = load_or_begin(out, settings)
+def run_seed(settings: dict, seed: int, names: list[str], work: Path, part: Path) -> None:
+    """The arms of a seed that its file lacks, written one by one."""
+    document = load_or_begin(part, settings)
+    missing = [arm for arm in names if arm not in {r["arm"] for r in document["runs"]}]
+    if not missing:
+        return
     bench, results = make_bench(settings, seed, work / f"seed-{seed}"), {}
     document["teachers"][str(seed)] = teacher_errors(bench, seed)
-    done = {r["arm"] for r in document["runs"] if r["seed"] == seed}
-    for arm in settings["arms"]:
-        if arm in done and arm != "toy":  # noise needs the weights of toy
-            continue
+    if "noise" in missing and "toy" not in missing:  # noise is measured by the weights of toy, which no file holds
+        results["toy"] = arms.run_arm("toy", bench)
+    for arm in missing:
         record = one_run(arm, bench, results, settings, seed)
-        document["runs"] = [r for r in document["runs"] if (r["seed"], r["arm"]) != (seed, arm)] + [record]
-        write(out, document)
+        document["runs"].append(record)
+        write(part, document)
         print(seed, arm, *(round(record[k], 4) for k in ("pairs", "zero_shot", "seconds")), flush=True)
 
 
 def merge(settings: dict, parts: list[Path], out: Path) -> None:
-    """One file of several that processes wrote for seeds of their own, with its summary."""
-    documents = [load_or_begin(part, settings) for part in parts]
-    document = documents[0]
-    for other in documents[1:]:
-        document["teachers"] |= other["teachers"]
-        document["runs"] += other["runs"]
-    order = {arm: i for i, arm in enumerate(settings["arms"])}
-    document["runs"].sort(key=lambda r: (r["seed"], order[r["arm"]]))
+    """One file of those that seeds have of their own, with its summary."""
+    document, order = load_or_begin(out, settings), settings["arms"] + settings["more_arms"]
+    for found in (load_or_begin(part, settings) for part in parts if part.exists()):
+        document["teachers"] |= found["teachers"]
+        new = {(r["seed"], r["arm"]) for r in found["runs"]}
+        document["runs"] = [r for r in document["runs"] if (r["seed"], r["arm"]) not in new] + found["runs"]
+    document["runs"].sort(key=lambda r: (r["seed"], order.index(r["arm"])))
     document["summary"] = summarise(document["runs"], settings)
     write(out, document)
 
@@ -280,7 +295,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--work", type=Path, default=ROOT / ".training" / "diva")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SETTINGS["seeds"], help="run these seeds only")
+    parser.add_argument("--seeds", type=int, nargs="*", default=SETTINGS["seeds"], help="these only; none: merge alone")
     parser.add_argument("--length", type=float, default=1.0, help="scale all steps and sizes: 0.01 to try it")
     args = parser.parse_args()
     settings = scaled(SETTINGS, args.length)
@@ -288,14 +303,9 @@ def main() -> None:
     if unknown:
         parser.error(f"--seeds must be among {settings['seeds']}; not {unknown}")
     parts = {seed: args.work / f"seed-{seed}.json" for seed in settings["seeds"]}
-    for seed in args.seeds:
-        run_seed(settings, seed, args.work, parts[seed])
-    if all(part.exists() and complete(part, settings) for part in parts.values()):
+    for names, seed in product((settings["arms"], settings["more_arms"]), args.seeds):
+        run_seed(settings, seed, names, args.work, parts[seed])
         merge(settings, list(parts.values()), args.out)
-
-
-def complete(part: Path, settings: dict) -> bool:
-    return len(json.loads(part.read_text(encoding="utf8"))["runs"]) == len(settings["arms"])
 
 
 def scaled(settings: dict, length: float) -> dict:
