@@ -34,7 +34,8 @@ SETTINGS = {
     "pictures": 9600,
     "recipe": {"steps": 150, "batch": 64, "draws": 2, "lr": 8e-4, "anchor": 0.4, "first": 300},
     "arms": ["before", "toy", "noise", "shuffled", "web", "images", "contrastive", "captions", "decoder"],
-    "more_arms": ["two-stage", "random-unet", "no-anchor", "reference", "two-stage 15%", "two-stage 100%", "two-stage 30%"],
+    "more_arms": ["two-stage", "random-unet", "no-anchor", "reference", "two-stage 15%", "two-stage 100%",
+                  "two-stage 30%"],
     "test_seed": 880_000, "test": {"pairs": 200, "test": 2000, "train": 2000},
 }  # fmt: skip
 TEACHERS = {  # share of pictures among the contexts, and share of details that captions mention
@@ -51,7 +52,7 @@ PLAN = {
     "tuned": "The recipe (steps, batch, draws, rate, anchor, first timestep) was chosen on the shipped models of "
     "minilib/weights with pairs of seeds that are not used here. Nothing was tuned on the five seeds. How long bases "
     "and teachers are trained was set by the time at hand, before any of their results was seen.",
-    "order": "All seeds take the first arms, then as many seeds as time allows take the others; each row says how many.",
+    "order": "All seeds take the first arms; then as many as time allows take the others, and each row says how many.",
     "varied": "Each seed has its own vision tower, teachers, pictures, DIVA run, and test pairs. The text tower is the "
     "shipped one in all.",
 }
