@@ -11,7 +11,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help env book test check lab weights feed bench lock clean
+.PHONY: help env book test check lab weights feed gpu bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -45,6 +45,10 @@ weights: env  ## train the tiny models again (resumable)
 feed: env  ## run the curation experiment of chapter 07 again (resumable; an hour on one core)
 	@echo "minilib: training 60 small CLIPs on raw, matched, random and curated pairs"
 	@$(PY) scripts/feed_experiment.py $(ARGS)
+
+gpu: env  ## measure DIVA on this machine's GPU and write minilib/data/gpu.json (ARGS=--tiny tries it on a CPU)
+	@echo "minilib: measuring DIVA at real size and the toy experiment at greater length"
+	@$(PY) scripts/gpu.py $(ARGS)
 
 bench: env  ## our speed beside the peers', as ratios from one run
 	@for script in benchmarks/*.py; do echo "minilib: $$script"; $(PY) "$$script" $(ARGS) || exit 1; done

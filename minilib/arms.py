@@ -120,10 +120,10 @@ def _by_feedback(arm: str, bench: Bench) -> Clip:
         )
     config = replace(bench.config, **changes)
     if config.condition == "joint":
-        parts = {"gap": bench.gap(name)}
+        text, gap = None, bench.gap(name)
     else:  # the constant text, as the denoiser's one token of it
-        parts = {"text": diva.condition(bench.base.encode_texts(["a photo of a"]))[0]}
-    return diva.train(bench.base, bench.teacher(name), bench.images, config, **parts)[0]
+        text, gap = diva.condition(bench.base.encode_texts(["a photo of a"]))[0], None
+    return diva.train(bench.base, bench.teacher(name), bench.images, config, text=text, gap=gap)[0]
 
 
 def _by_captions(bench: Bench, detail: float) -> Clip:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minilib import __version__
+from minilib.cli_diva import add_commands
 
 if TYPE_CHECKING:
     from minilib.runs import Run, Settings
@@ -26,7 +27,9 @@ DRY_ROWS, WORK_BYTES = 100_000, 80  # rows that are tried; working files, for ea
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; 0 if done, 1 for damage under ``--strict``, 2 for bad input, 130 where interrupted.
+    """Run a subcommand; its exit code.
+
+    0 if done, 1 for damage under ``--strict`` or a loss that is not finite, 2 for bad input, 130 where interrupted.
 
     Taught in: notebooks/06_balance.ipynb
     """
@@ -39,9 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _say(_os_error(error), 2)
     except ImportError as error:
-        return _say(f"{error}: install the extra, minilib[curate] or, for --executor, minilib[scale]", 2)
-    except ValueError as error:
+        return _say(f"{error}: install the extra, minilib[curate] or [gpu] or, for --executor, minilib[scale]", 2)
+    except (ValueError, MemoryError) as error:
         return _say(str(error), 2)
+    except FloatingPointError as error:
+        return _say(str(error), 1)
     except Exception as error:
         from minilib.pools import Damage
 
@@ -168,13 +173,15 @@ def _os_error(error: OSError) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="minilib", description="Curate pools of captions for CLIP.")
+    parser = argparse.ArgumentParser(prog="minilib", description="Curate pools of captions for CLIP; make it see.")
     parser.add_argument("--version", action="version", version=f"minilib {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_curate(commands.add_parser("curate", help="keep a balanced part of a pool", description=curate.__doc__))
     command = commands.add_parser("lint", help="find entries that cannot match", description=lint.__doc__)
     command.add_argument("metadata", help="a JSON list, or a text file with one entry a line")
     command.set_defaults(run=lint)
+    text = "refine a CLIP by a denoiser's feedback, and test it"
+    add_commands(commands.add_parser("diva", help=text, description=f"DIVA: {text}."))
     return parser
 
 

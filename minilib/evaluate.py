@@ -6,6 +6,7 @@ References
 ----------
 Wilson (1927), "Probable inference, the law of succession, and statistical inference", JASA 22.
 Efron (1979), "Bootstrap methods: another look at the jackknife", Annals of Statistics 7.
+Holm (1979), "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6.
 McNemar (1947), "Note on the sampling error of the difference between correlated proportions", Psychometrika 12.
 Tong et al. (2024), "Eyes wide shut? Exploring the visual shortcomings of multimodal LLMs" (the pair rule of MMVP-VLM).
 Guo et al. (2017), "On calibration of modern neural networks", ICML.
@@ -68,7 +69,7 @@ def pair_accuracy(image_a: Any, image_b: Any, text_a: Any, text_b: Any) -> NDArr
     >>> pair_accuracy([[1.0, 0.0]], [[0.0, 1.0]], [[0.9, 0.1]], [[0.2, 0.8]])
     array([ True])
 
-    Source: Tong et al. (2024), section 2. Taught in: notebooks/08_diva.ipynb
+    Source: Tong et al. (2024), section 2. Taught in: notebooks/09_diva.ipynb
     """
     names = ("image_a", "image_b", "text_a", "text_b")
     a, b, says_a, says_b = (_features(v, n) for v, n in zip((image_a, image_b, text_a, text_b), names, strict=True))
@@ -344,13 +345,34 @@ def mcnemar(first: Any, second: Any) -> float:
     >>> mcnemar([True] * 5 + [False], [False] * 5 + [False])  # 5 wins to 0: 2 * (1/2)^5
     0.0625
 
-    Source: McNemar (1947). Taught in: notebooks/08_diva.ipynb
+    Source: McNemar (1947). Taught in: notebooks/09_diva.ipynb
     """
     a, b = _numpy(first), _numpy(second)
     if a.shape != b.shape or a.ndim != 1 or a.dtype != bool or b.dtype != bool:
         raise ValueError(f"need two boolean arrays of one length; got {a.dtype} {a.shape} and {b.dtype} {b.shape}.")
     won, lost = int((a & ~b).sum()), int((b & ~a).sum())
     return float(binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0
+
+
+def holm(p_values: Any) -> Floats:
+    """Adjusted p-values of several tests: reject those at most 0.05, and any false rejection has chance 0.05 at most.
+
+    Objective: with the m values sorted, ``adjusted_(i) = max over j <= i of min(1, (m - j + 1) p_(j))``. No assumption
+    on how the tests depend on each other; never less powerful than Bonferroni's ``m p``.
+
+    Takes (m,) numbers in [0, 1] and returns (m,) in their order. ValueError when there are none, or for any other.
+
+    >>> holm([0.25, 0.0625, 0.125]).tolist()  # 3 / 16, then 2 / 8, then 1 / 4
+    [0.25, 0.1875, 0.25]
+
+    Source: Holm (1979). Taught in: notebooks/09_diva.ipynb
+    """
+    p = _numpy(p_values).astype(np.float64)
+    if p.ndim != 1 or not len(p) or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p_values must be one or more numbers in [0, 1], in one dimension; got {p_values!r}.")
+    order, adjusted = p.argsort(), np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(np.minimum(np.arange(len(p), 0, -1) * p[order], 1.0))
+    return adjusted
 
 
 def from_torch(values: Any) -> Any:

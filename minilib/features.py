@@ -54,7 +54,7 @@ def pair_features(
 
     The prompt is MMVP-VLM's. ``evaluate.pair_accuracy`` takes the four as they come.
 
-    Taught in: notebooks/08_diva.ipynb
+    Taught in: notebooks/09_diva.ipynb
     """
     images = [torch.stack([torch.from_numpy(getattr(p, side)) for p in pairs]) for side in ("image_a", "image_b")]
     texts = [[prompt.format(getattr(p, side)) for p in pairs] for side in ("statement_a", "statement_b")]

@@ -24,16 +24,17 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.jsonl"
         lines = path.read_text(encoding="utf8").splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if _precedes(line, name, first)]
+        kept = [line.rstrip("\n") + "\n" for line in lines if _precedes(line, name, first)]
         path.write_text("".join(kept), encoding="utf8")
-        self.name, self.file, self.board = name, path.open("a", encoding="utf8"), _board(folder, first)
+        self.name, self.file = name, path.open("a", encoding="utf8")
+        self.board = _board(folder / "tensorboard" / name, first)
 
     def write(self, step: int, numbers: dict[str, Any]) -> None:
         self.file.write(json.dumps({"stage": self.name, "step": step} | numbers) + "\n")
         self.file.flush()
         if self.board:
             for key, value in numbers.items():
-                self.board.add_scalar(f"{self.name}/{key}", value, step)
+                self.board.add_scalar(key, value, step)
 
     def close(self) -> None:
         self.file.close()
@@ -51,9 +52,10 @@ def _precedes(line: str, name: str, first: int) -> bool:
 
 
 def _board(folder: Path, first: int) -> Any:
+    """Each stage in a folder of its own: what is written anew hides all later steps of a folder."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         warnings.warn("tensorboard is not installed: the log is in log.jsonl alone (minilib[gpu] has it)", stacklevel=4)
         return None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=first)
+    return SummaryWriter(str(folder), purge_step=first)

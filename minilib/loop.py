@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def optimise(
         steps, lr, weight_decay, warmup: length, peak rate, decay, steps of linear warm-up.
         optimiser: "adamw", or "sgd" with momentum 0.9, as DIVA's reference code has it.
         parts: parts of a step whose gradients are averaged, to save memory.
-        half: scale the loss, so that gradients in float16 do not vanish; a step that overflows is left out.
+        half: scale the loss, so that gradients in float16 do not vanish; a step that overflows is left out, and the
+            scale halved.
         ema: decay of an exponential average of the weights, which replaces them at the end.
         checkpoint: file to go on from when it exists, written every ``save_every`` steps and at the end.
         identity: what the run is; a checkpoint of another is refused.
@@ -75,33 +77,42 @@ def optimise(
     for step in tqdm(
         range(len(state.losses), steps), label, steps, initial=len(state.losses), mininterval=5, disable=quiet
     ):
-        try:
+        with _memory_watched(label, step):
             loss = state.gradients(call, step, parts)
-        except torch.cuda.OutOfMemoryError as error:
-            raise MemoryError(f"{label}: the GPU's memory is full in step {step}: {LOWER} ({error})") from error
-        norm = state.norm() if math.isfinite(loss) else math.nan
+            norm = state.norm() if math.isfinite(loss) else math.nan
         bad = next((k for k, v in (("loss", loss), ("gradient norm", norm)) if not math.isfinite(v)), None)
-        if bad == "loss" or (bad and not half):
+        if bad == "loss" or (bad and state.scaler.get_scale() <= 1):  # above 1 the scale may be at fault: it is lowered
             state.save(checkpoint, identity or {})
             value = loss if bad == "loss" else norm
             raise FloatingPointError(
                 f"{label}: the {bad} of step {step} is {value}; lower lr (now {lr}) or look at that batch"
             )
-        rate = state.move(loss)
+        with _memory_watched(label, step):
+            rate = state.move(loss)
+        if on_step:
+            on_step(step, loss, rate, norm)  # before the checkpoint: a step that is in it has been told of
         if (step + 1) % save_every == 0 or step + 1 == steps:
             state.save(checkpoint, identity or {})
-        if on_step:
-            on_step(step, loss, rate, norm)
+    state.moves.zero_grad(set_to_none=True)
     if state.average:
         state.average.copy_to(weights)
     return state.losses
+
+
+@contextmanager
+def _memory_watched(label: str, step: int) -> Iterator[None]:
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise MemoryError(f"{label}: the GPU's memory is full in step {step}: {LOWER} ({error})") from error
 
 
 class _State:
     """Everything that a step changes."""
 
     def __init__(self, module, weights, moves, steps, warmup, ema, half) -> None:
-        self.module, self.weights, self.moves, self.losses = module, weights, moves, []
+        self.module, self.weights, self.moves = module, weights, moves
+        self.losses: list[float] = []
         self.rate = torch.optim.lr_scheduler.LambdaLR(moves, lambda i: _cosine(i, steps, min(warmup, steps // 5)))
         self.average = EMAModel(weights, decay=ema) if ema else None
         self.scaler = torch.amp.GradScaler(weights[0].device.type, enabled=half)
@@ -124,7 +135,7 @@ class _State:
 
     def move(self, loss: float) -> float:
         """One step of the optimiser; returns the rate it was taken with."""
-        rate = self.rate.get_last_lr()[0]
+        rate = float(self.rate.get_last_lr()[0])
         self.scaler.step(self.moves)
         self.scaler.update()
         self.rate.step()
@@ -138,7 +149,7 @@ class _State:
         if checkpoint is None or os.environ.get("RANK", "0") != "0":
             return  # of several processes only the first writes
         frozen = {name for name, p in self.module.named_parameters() if not p.requires_grad}
-        state = {"module": {k: v for k, v in self.module.state_dict().items() if k not in frozen}}
+        state: dict[str, Any] = {"module": {k: v for k, v in self.module.state_dict().items() if k not in frozen}}
         state |= {name: part.state_dict() for name, part in self._parts().items()}
         state |= {"losses": self.losses, "identity": json.dumps(identity)}
         checkpoint.parent.mkdir(parents=True, exist_ok=True)

@@ -3,15 +3,18 @@
 References: Radford et al. 2021 (CLIP, arXiv:2103.00020); Ho et al. 2020 (DDPM, arXiv:2006.11239); Rombach et al. 2022
 (latent diffusion, arXiv:2112.10752).
 
-Taught in: notebooks/01_clip.ipynb and notebooks/08_diva.ipynb
+Taught in: notebooks/01_clip.ipynb and notebooks/09_diva.ipynb
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from open_clip.transformer import QuickGELU
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -28,6 +33,8 @@ from minilib import world
 WEIGHTS = Path(__file__).parent / "weights"
 TOY_CLIPS = ("toy", "toy-blind")
 TOY_DENOISERS = ("toy", "toy-web")
+PREDICTIONS = ("epsilon", "v_prediction")
+WRAPPED = r"(?:module\.|class_model\.|model\.)*"  # what training code puts before a CLIP's own names
 open_clip.add_model_config(WEIGHTS / "minilib-toy.json")  # open_clip's own way to learn of a new architecture
 
 
@@ -164,10 +171,13 @@ class Denoiser(nn.Module):
     """A noise predictor with its scheduler and its latents; frozen wherever this book uses it.
 
     ``unet`` and ``scheduler`` are diffusers' own; ``codec`` is a ``PatchPCA`` or diffusers' ``AutoencoderKL``.
+    ValueError for a scheduler that predicts neither noise nor v, and for a UNet that needs no text, or more than text.
     """
 
     def __init__(self, unet: Any, scheduler: Any, codec: Any) -> None:
         super().__init__()
+        _prediction(scheduler)
+        _check_unet(unet)
         self.unet, self.scheduler, self.codec = unet, scheduler, codec
 
     @property
@@ -178,7 +188,7 @@ class Denoiser(nn.Module):
     @property
     def context_width(self) -> int:
         """Width of the condition's tokens."""
-        return int(self.unet.config.cross_attention_dim)
+        return _widths(self.unet).pop()
 
     @torch.no_grad()
     def encode(self, images: np.ndarray | Tensor) -> Tensor:
@@ -199,7 +209,7 @@ class Denoiser(nn.Module):
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What ``forward`` should return: the noise, or v for schedulers of that type."""
-        if self.scheduler.config.prediction_type == "epsilon":
+        if _prediction(self.scheduler) == "epsilon":
             return noise
         return self.scheduler.get_velocity(latents, noise, timesteps)
 
@@ -225,33 +235,76 @@ def new_denoiser() -> Denoiser:
     return Denoiser(unet, scheduler, PatchPCA())
 
 
-def load_clip(name: str, pretrained: str | None = None, device: str | None = None) -> Clip:
+def load_clip(
+    name: str, pretrained: str | Path | None = None, device: str | None = None, *, visual: str | Path | None = None
+) -> Clip:
     """Load a CLIP by name: "toy" or "toy-blind" (shipped), or an open_clip architecture with pretrained weights.
 
     Args:
         name: "toy", "toy-blind", or a name from ``open_clip.list_models()`` such as "ViT-B-32".
-        pretrained: for open_clip architectures, a tag such as "openai" or a local file.
+        pretrained: for open_clip architectures, a tag such as "openai"; or, for the toy too, a file that
+            :func:`load_state` reads, or a folder that :func:`save_clip` wrote.
         device: where it shall live; the GPU when there is one, else the CPU.
+        visual: a file or folder whose vision tower replaces that of ``pretrained``.
 
     Raises:
-        ValueError: unknown name, with the known ones; a shipped file whose SHA-256 differs from its card.
+        ValueError: unknown name or tag, with the known ones; a file that cannot be read, or holds another model, by
+            name and shape; a device that is not there; a shipped file whose SHA-256 differs from its card.
+
+    Notes:
+        The activation is that of the tag (OpenAI's is QuickGELU whatever the name says). For a file, activation and
+        preprocessing are those on the card beside it, if there is one; else the name must say which ("-quickgelu"),
+        and the preprocessing is that of the name's tags where these agree.
 
     >>> load_clip("toy", device="cpu").encode_texts(["a red circle"]).shape
     torch.Size([1, 128])
 
     Taught in: notebooks/01_clip.ipynb
     """
-    device = device or _device()
+    device = find_device(device)
     if name in TOY_CLIPS:
-        path = _verified(f"clip-{name}") / "open_clip_model.safetensors"
-        return Clip(open_clip.create_model("minilib-toy", pretrained=str(path), device=device), WordTokenizer(), name)
-    if name not in open_clip.list_models():
+        source = str(_weights_file(pretrained or _verified(f"clip-{name}")))
+        known_as = name if pretrained is None else f"{name}/{pretrained}"
+        clip = Clip(_from_file("minilib-toy", source, device), WordTokenizer(), known_as)
+    elif name not in open_clip.list_models():
         raise ValueError(f"name must be one of {TOY_CLIPS} or of open_clip.list_models(); not {name!r}")
-    if pretrained is None:
+    else:
         tags = open_clip.list_pretrained_tags_by_model(name)
-        raise ValueError(f"{name} needs pretrained=, a local file or one of {tags}: it would have random weights")
-    model = open_clip.create_model(name, pretrained=pretrained, device=device)
-    return Clip(model, open_clip.get_tokenizer(name), f"{name}/{pretrained}")
+        if pretrained is None:
+            raise ValueError(f"{name} needs pretrained=, a local file or one of {tags}: it would have random weights")
+        model = (_from_tag if pretrained in tags else _from_file)(name, str(pretrained), device)
+        tokenizer = WordTokenizer() if name == "minilib-toy" else open_clip.get_tokenizer(name)
+        clip = Clip(model, tokenizer, f"{name}/{pretrained}")
+    if visual is not None:
+        file, prefix = _weights_file(visual), "visual."
+        tower = {k.removeprefix(prefix): v for k, v in load_state(file).items() if k.startswith(prefix)}
+        _fill(clip.model.visual, tower, name, file)
+        clip.name += f"+{visual}"
+    return clip
+
+
+def load_state(path: str | Path) -> dict[str, Tensor]:
+    """The weights of a CLIP from a file, under open_clip's own names, on the CPU.
+
+    Reads safetensors, and what ``torch.save`` wrote of a state dict, itself or as ``state_dict`` of a dict: no code in
+    the file is run (``weights_only``). What training code puts before the names (``module.``, ``class_model.model.``,
+    ``model.``, in any order) is taken off, and what does not share it is left out. A vision tower alone may come under
+    its own names; it gets ``visual.`` before them. So the checkpoints released with DIVA can be read.
+
+    Raises ValueError for a file that is missing, damaged, or holds no vision tower. Source: Wang et al. 2025, its
+    released files. Taught in: notebooks/10_gpu.ipynb
+    """
+    file = Path(path)
+    held = _read_weights(file)
+    state = {k: v for k, v in held.items() if isinstance(v, Tensor)}
+    found = [re.match(f"({WRAPPED})visual\\.", key) for key in state]
+    prefix = next((match[1] for match in found if match), None)
+    if prefix is not None:
+        return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    bare = {re.sub(f"^{WRAPPED}", "", key): v for key, v in state.items()}
+    if not any(key.startswith(("conv1.", "trunk.")) for key in bare):
+        raise ValueError(f"{file} holds no CLIP vision tower: its names begin {list(held)[:3]}; expected visual. ...")
+    return {f"visual.{key}": v for key, v in bare.items()}
 
 
 def load_denoiser(name: str | Path, device: str | None = None, revision: str | None = None) -> Denoiser:
@@ -261,29 +314,94 @@ def load_denoiser(name: str | Path, device: str | None = None, revision: str | N
     toy).
 
     Raises:
-        ValueError: a shipped file whose SHA-256 differs from its card.
+        ValueError: no such folder or hub id, with what was looked for; a scheduler or UNet of another kind (SDXL, for
+            one); a device that is not there; a shipped file whose SHA-256 differs from its card.
 
-    Taught in: notebooks/08_diva.ipynb
+    Taught in: notebooks/09_diva.ipynb
     """
+    device = find_device(device)
     source = _verified(f"denoiser-{name}") if name in TOY_DENOISERS else name
-    unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet", revision=revision, use_safetensors=True)
-    scheduler = DDPMScheduler.from_pretrained(source, subfolder="scheduler", revision=revision)
+    scheduler = _part(DDPMScheduler, source, "scheduler", revision)
+    _prediction(scheduler)
+    unet = _part(UNet2DConditionModel, source, "unet", revision, use_safetensors=True)
     codec: nn.Module
     if (Path(source) / "latents.safetensors").exists():
         codec = PatchPCA()
         codec.load_state_dict(load_file(Path(source) / "latents.safetensors"))
     else:
-        codec = AutoencoderKL.from_pretrained(source, subfolder="vae", revision=revision, use_safetensors=True)
-    return Denoiser(unet.float(), scheduler, codec).eval().requires_grad_(False).to(device or _device())
+        codec = _part(AutoencoderKL, source, "vae", revision, use_safetensors=True)
+    return Denoiser(unet.float(), scheduler, codec).eval().requires_grad_(False).to(device)
+
+
+@torch.no_grad()
+def embed_prompt(source: str | Path, prompt: str = "", revision: str | None = None) -> Tensor:
+    """What a Stable Diffusion's own text tower says of a prompt: (T, W) float32 on the CPU, T = 77.
+
+    The constant text that DIVA's condition adds to or begins with. As diffusers' pipeline computes it: the prompt
+    padded to T tokens by the tokenizer's own padding, the tower's last hidden state after its final norm. Stable
+    Diffusion 2.x wants the last layer but one of its tower; its config says so by having 23 layers, so nothing is
+    special here. The paper's prompt is empty, the reference code's "a photo of a .".
+
+    Args:
+        source: a folder or hub id with ``text_encoder/`` and ``tokenizer/``; ``revision`` of the hub id.
+        prompt: at most T - 2 tokens.
+
+    Raises:
+        ValueError: no such folder, hub id or part; a prompt that is too long.
+
+    Source: Rombach et al. 2022; Wang et al. 2025. Taught in: notebooks/10_gpu.ipynb
+    """
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    if source in TOY_DENOISERS:
+        raise ValueError(
+            f"the denoiser {source!r} has no text tower of its own: its context is the toy CLIP's embedding"
+        )
+    tower = _part(CLIPTextModel, source, "text_encoder", revision, use_safetensors=True).float().eval()
+    tokenizer = _part(CLIPTokenizer, source, "tokenizer", revision)
+    if len(tokenizer) != tower.config.vocab_size:
+        sizes = f"the tokenizer has {len(tokenizer)} tokens, the text tower {tower.config.vocab_size}"
+        raise ValueError(f"{sizes}: tokenizer/ and text_encoder/ of {source} must belong together, and be complete")
+    length = tower.config.max_position_embeddings
+    ids = tokenizer([prompt], padding="max_length", max_length=length, return_tensors="pt").input_ids  # (1, T)
+    if ids.shape[1] > length:
+        raise ValueError(f"the prompt takes {ids.shape[1]} tokens with its marks, the tower {length}: shorten it")
+    return tower(ids).last_hidden_state[0]  # (T, W)
+
+
+def find_device(name: str | None = None) -> str:
+    """The device of that name if it is here; without a name the GPU where there is one, else the CPU.
+
+    Raises ValueError for a name that torch does not know, and for a GPU that is not there.
+
+    >>> find_device("cpu")
+    'cpu'
+
+    Taught in: notebooks/10_gpu.ipynb
+    """
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind, index = torch.device(name).type, torch.device(name).index
+    except RuntimeError as error:
+        raise ValueError(f"device must be a name such as 'cpu' or 'cuda'; not {name!r}") from error
+    if kind == "cuda" and (index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"no GPU here for device={name!r} (found {torch.cuda.device_count()}): use device='cpu', or a "
+                         "machine with an NVIDIA GPU and a torch built for it")  # fmt: skip
+    return name
 
 
 def save_clip(clip: Clip, folder: Path, card: dict[str, Any], dtype: torch.dtype = torch.float16) -> None:
-    """Write the weights, in float16 unless asked, as ``open_clip.create_model(pretrained=...)`` reads, and a card."""
+    """Write the weights, in float16 unless asked, as ``open_clip.create_model(pretrained=...)`` reads, and a card.
+
+    The card also says what no weights can: the preprocessing, and whether the activation is QuickGELU.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     state = clip.model.state_dict()
     state = {k: v.detach().cpu().to(dtype if v.is_floating_point() else v.dtype).contiguous() for k, v in state.items()}
     save_file(state, folder / "open_clip_model.safetensors")
-    _write_card(folder, card)
+    quick = any(isinstance(layer, QuickGELU) for layer in clip.model.modules())
+    _write_card(folder, card | {"preprocess": open_clip.get_model_preprocess_cfg(clip.model), "quick_gelu": quick})
 
 
 def save_denoiser(denoiser: Denoiser, folder: Path, card: dict[str, Any]) -> None:
@@ -323,5 +441,118 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _from_tag(name: str, tag: str, device: str) -> Any:
+    quick = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
+    try:
+        return open_clip.create_model(name, pretrained=tag, device=device, force_quick_gelu=quick)
+    except RuntimeError as error:
+        raise ValueError(f"{name}/{tag} cannot be loaded ({error}): check the network, or give a local file") from error
+
+
+def _from_file(name: str, path: str, device: str) -> Any:
+    file = _weights_file(path, open_clip.list_pretrained_tags_by_model(name))
+    state = load_state(file)
+    if all(key.startswith("visual.") for key in state):
+        raise ValueError(
+            f"{file} holds a vision tower alone: give it as visual=, and a tag or whole CLIP as pretrained="
+        )
+    card = file.with_name("card.json")
+    told = json.loads(card.read_text()) if card.exists() else {}
+    steps = told.get("preprocess", _preprocess(name))
+    options = {"force_quick_gelu": told.get("quick_gelu", False), "force_preprocess_cfg": steps}
+    with _quiet():
+        model = open_clip.create_model(name, device=device, pretrained_hf=False, **options)
+    return _fill(model, state, name, file)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip warns of random weights, which are filled in at once."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _preprocess(name: str) -> dict[str, Any]:
+    """What an architecture's tags say of preprocessing, as far as all say the same."""
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    said = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    return {k: said[0][k] for k in keys if said and all(other.get(k) == said[0].get(k) for other in said)}
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], name: str, file: Path) -> nn.Module:
+    """Load weights that must be this model's, all of them and no others."""
+    own = model.state_dict()
+    other = [f"{k} {tuple(state[k].shape)} for {tuple(v.shape)}" for k, v in own.items()
+             if k in state and state[k].shape != v.shape]  # fmt: skip
+    missing, extra = [k for k in own if k not in state], [k for k in state if k not in own]
+    counts = {"of another shape": other, "missing": missing, "unknown": extra}
+    if any(counts.values()):
+        what = "; ".join(f"{len(v)} {k}, such as {v[0]}" for k, v in counts.items() if v)
+        raise ValueError(f"{file} holds the weights of another model than {name}: {what}; name the one it was made for")
+    model.load_state_dict(state)
+    return model
+
+
+def _weights_file(path: str | Path, tags: Sequence[str] = ()) -> Path:
+    file = Path(path) / "open_clip_model.safetensors" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        known = f", and no tag: those are {', '.join(tags)}" if tags else ""
+        raise ValueError(f"there is no file {file} of weights{known}")
+    return file
+
+
+def _read_weights(file: Path) -> dict[str, Any]:
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        held = torch.load(file, map_location="cpu", weights_only=True)
+        return dict(held.get("state_dict", held))
+    except (SafetensorError, OSError, RuntimeError, EOFError, AttributeError, TypeError, ValueError, KeyError,
+            pickle.UnpicklingError) as error:  # fmt: skip
+        why = str(error).split("\n")[0]
+        raise ValueError(f"{file} cannot be read as weights ({why}); expected safetensors or a state dict") from error
+
+
+def _part(kind: Any, source: str | Path, name: str, revision: str | None, **options: Any) -> Any:
+    """One part of a diffusers folder or hub id."""
+    folder = Path(source)
+    if not folder.exists() and (isinstance(source, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source))):
+        wanted = (
+            f"one that holds {name}/ in diffusers' layout, a hub id (owner/name), or what is shipped: {TOY_DENOISERS}"
+        )
+        raise ValueError(f"there is no folder {source}: give {wanted}")
+    if folder.exists() and not (folder / name).is_dir():
+        raise ValueError(
+            f"{source} holds no {name}/: give a folder in diffusers' layout, as of Stable Diffusion 1.x, 2.x"
+        )
+    try:
+        return kind.from_pretrained(source, subfolder=name, revision=revision, **options)
+    except (OSError, SafetensorError) as error:
+        why = str(error).strip().split("\n")[0]
+        raise ValueError(f"{name} of {source} cannot be loaded: {why}") from error
+
+
+def _prediction(scheduler: Any) -> str:
+    found = scheduler.config.prediction_type
+    if found not in PREDICTIONS:
+        raise ValueError(f"the scheduler's prediction_type must be one of {', '.join(PREDICTIONS)}; not {found!r}")
+    return found
+
+
+def _widths(unet: Any) -> set[Any]:
+    found = getattr(unet.config, "cross_attention_dim", None)
+    return set(found) if isinstance(found, (list, tuple)) else {found}
+
+
+def _check_unet(unet: Any) -> None:
+    widths, remedy = _widths(unet), "take a text-conditioned UNet, such as those of Stable Diffusion 1.x or 2.x"
+    if len(widths) != 1 or None in widths:
+        raise ValueError(f"the UNet's cross_attention_dim must be one width; not {sorted(map(str, widths))}: {remedy}")
+    for name in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type"):
+        if more := getattr(unet.config, name, None):
+            raise ValueError(f"the UNet asks for more than text ({name} is {more!r}, as in SDXL): {remedy}")

@@ -6,7 +6,7 @@ toy) and timm's (SigLIP, EVA). Nothing is patched.
 References: Wang et al. 2025, "Diffusion Feedback Helps CLIP See Better" (ICLR, arXiv:2407.20171), section 3.3;
 Radford et al. 2021 (CLIP, arXiv:2103.00020); Zhai et al. 2023 (SigLIP, arXiv:2303.15343).
 
-Taught in: notebooks/08_diva.ipynb
+Taught in: notebooks/09_diva.ipynb
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def visual_tokens(model: Any, images: Tensor) -> Tokens:
     >>> tuple(pooled.shape), tuple(local.shape), grid
     ((2, 128), (2, 16, 128), (4, 4))
 
-    Taught in: notebooks/08_diva.ipynb
+    Taught in: notebooks/09_diva.ipynb
     """
     visual: Any = getattr(model, "visual", None)
     if not _is_supported(visual):
@@ -141,7 +141,7 @@ class Selection:
     >>> Selection.parse("random(0.15)"), str(Selection("random", 76, replace=True))
     (Selection(kind='random', amount=0.15, replace=False), 'random(76, replace)')
 
-    Taught in: notebooks/08_diva.ipynb
+    Taught in: notebooks/09_diva.ipynb
     """
 
     kind: str
@@ -188,7 +188,7 @@ def preset(name: str, source: str = "code") -> Selection:
     >>> str(preset("ViT-L-14/openai")), str(preset("ViT-L-14/openai", "paper"))
     ('random(76, replace)', 'random(0.15)')
 
-    Taught in: notebooks/08_diva.ipynb
+    Taught in: notebooks/09_diva.ipynb
     """
     if name not in PRESETS:
         raise ValueError(f"there are presets for {', '.join(PRESETS)}; not for {name!r}: give a selection of your own")
@@ -216,7 +216,7 @@ def select_tokens(tokens: Tokens, how: str | Selection, *, generator: torch.Gene
     >>> select_tokens(Tokens(torch.full((1, 1), 9.0), patches, (2, 2)), "pooled(1)").flatten().tolist()
     [9.0, 1.5]
 
-    Source: Wang et al. 2025, section 3.3. Taught in: notebooks/08_diva.ipynb
+    Source: Wang et al. 2025, section 3.3. Taught in: notebooks/09_diva.ipynb
     """
     how = Selection.parse(how) if isinstance(how, str) else how
     local = tokens.local[:, :0] if how.kind == "class" else tokens.local
@@ -254,7 +254,7 @@ def context_width(unet: Any) -> int:
     """Width of the tokens that a diffusers UNet attends to, read from its config.
 
     ``cross_attention_dim`` may be one number, or one for each block; these must agree, as one condition serves all.
-    Raises ValueError when they differ or the UNet has no cross-attention. Taught in: notebooks/08_diva.ipynb
+    Raises ValueError when they differ or the UNet has no cross-attention. Taught in: notebooks/09_diva.ipynb
     """
     found = getattr(unet.config, "cross_attention_dim", None)
     widths: set[Any] = set(found) if isinstance(found, (list, tuple)) else {found}
@@ -288,7 +288,7 @@ class Condition(nn.Module):
     >>> Condition(8, 4, torch.zeros(77, 4))(torch.zeros(2, 77, 8)).shape
     torch.Size([2, 77, 4])
 
-    Source: Wang et al. 2025, section 3.3, and its code. Taught in: notebooks/08_diva.ipynb
+    Source: Wang et al. 2025, section 3.3, and its code. Taught in: notebooks/09_diva.ipynb
     """
 
     text: Tensor

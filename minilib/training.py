@@ -2,7 +2,7 @@
 
 References: Radford et al. 2021 (contrastive loss); Ho et al. 2020 (noise prediction).
 
-Taught in: notebooks/01_clip.ipynb and notebooks/08_diva.ipynb
+Taught in: notebooks/01_clip.ipynb and notebooks/09_diva.ipynb
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def noise_prediction_loss(
     ``v = sqrt(abar) noise - sqrt(1 - abar) z``, as the scheduler says; an error in v is that in the noise over abar.
     Source: Ho et al. 2020, equation 14; for v Salimans and Ho 2022.
 
-    Taught in: notebooks/08_diva.ipynb
+    Taught in: notebooks/09_diva.ipynb
     """
     noisy = denoiser.scheduler.add_noise(latents, noise, timesteps)
     error = denoiser(noisy, timesteps, context) - denoiser.target(latents, noise, timesteps)
@@ -97,7 +97,7 @@ def train_denoiser(
     noise of norm about ``jitter`` is added to it, and a share ``drop`` of the contexts is set to zero. The CLIP is
     frozen, so after ``period`` steps the same pictures come again, with their features remembered, under fresh noise.
 
-    Taught in: notebooks/08_diva.ipynb
+    Taught in: notebooks/09_diva.ipynb
     """
     clip.model.eval().requires_grad_(False)
     denoiser.train().requires_grad_(True)

@@ -158,7 +158,7 @@ def make_pairs(n_per_pattern: int, *, seed: int, size: int = 32, split: str = "t
     >>> pair.pattern, pair.statement_b.replace("without", "with") == pair.statement_a.replace("without", "with")
     ('presence', True)
 
-    Taught in: notebooks/08_diva.ipynb
+    Taught in: notebooks/09_diva.ipynb
     """
     _check(n_per_pattern, seed, size, split, None)
     pairs = []

@@ -1,8 +1,8 @@
 """When does a denoiser's feedback help? Five bases with teachers of their own, every arm beside its controls.
 
-Each seed makes a blind base (the shipped one, its last block and projection made anew) and three teachers from one start, then
-refines the base once for each arm, with the same pictures and steps. Models are kept in --work, so an interrupted run
-goes on; the results file is replaced in one move after every arm. Made for one CPU thread:
+Each seed makes a blind base (the shipped one, its last block and projection made anew) and three teachers from one
+start, then refines the base once for each arm, with the same pictures and steps. Models are kept in --work, so an
+interrupted run goes on; the results file is replaced in one move. Made for one CPU thread:
 
     OMP_NUM_THREADS=1 python scripts/diva_experiment.py
 

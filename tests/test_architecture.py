@@ -29,6 +29,11 @@ WORKS = {
     "scale",
     "report",
     "cli",
+    "cli_diva",
+    "datasets",
+    "journal",
+    "loop",
+    "mmvp",
 }  # files: no chapter derives them
 MAY_IMPORT = {
     "drawing": set(),
@@ -38,6 +43,8 @@ MAY_IMPORT = {
     "towers": set(),
     "loop": set(),
     "journal": set(),
+    "lora": set(),
+    "feedback": GROUND | {"models", "towers", "training"},
     "evaluate": GROUND,
     "exercises": {"evaluate"},
     "metadata": GROUND,
@@ -47,7 +54,7 @@ MAY_IMPORT = {
     "gaussian": set(),
     "loo": {"gaussian"},
     "beyond": {"gaussian", "evaluate"},
-    **{method: GROUND | FIRST_FLOOR | {"towers", "loop", "journal"} for method in METHODS},
+    **{method: GROUND | FIRST_FLOOR | {"towers", "loop", "journal", "lora", "feedback"} for method in METHODS},
     "gda": GROUND | FIRST_FLOOR | GAUSSIANS,
     "ngram": set(),
     "matching": {"metadata", "ngram"},
@@ -63,7 +70,13 @@ MAY_IMPORT = {
     "mmvp": GROUND | FIRST_FLOOR | {"towers"},
     "exam": GROUND | FIRST_FLOOR | {"towers", "mmvp", "gda"},
     "arms": GROUND | FIRST_FLOOR | {"diva", "loop"},
-    "cli": GROUND | FIRST_FLOOR | METHODS | {"plotting", "matching", "towers", "pools", "runs", "pipeline", "scale"},
+    "cli": GROUND
+    | FIRST_FLOOR
+    | METHODS
+    | {"plotting", "matching", "towers", "pools", "runs", "pipeline", "scale", "cli_diva"},
+    "cli_diva": GROUND | FIRST_FLOOR | {"arms", "datasets", "diva", "exam", "mmvp", "towers"},
+    "datasets": set(),
+    "cost": {"towers", "models"},
 }
 # Written in pieces, so that this file may be searched like the others.
 REGISTRIES = [
@@ -138,7 +151,7 @@ def test_modules_stay_readable(path):
 def test_library_can_be_read_from_end_to_end():
     """What the chapters derive, and apart from it what carries files and commands."""
     works = sum(code_lines(path) for path in MODULES if path.stem in WORKS)
-    assert sum(map(code_lines, MODULES)) - works < 3_400 and works < 1_500
+    assert sum(map(code_lines, MODULES)) - works < 4_400 and works < 2_100
 
 
 def test_curation_starts_without_torch():

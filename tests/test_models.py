@@ -8,6 +8,8 @@ import open_clip
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from open_clip.transformer import QuickGELU
+from safetensors.torch import save_file
 
 from minilib import models, training, world
 
@@ -64,8 +66,6 @@ def test_a_real_architecture_from_a_local_file(tmp_path):
     torch.manual_seed(0)
     model = open_clip.create_model("ViT-B-32")
     file = tmp_path / "vit.safetensors"
-    from safetensors.torch import save_file
-
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, file)
     clip = models.load_clip("ViT-B-32", pretrained=str(file), device="cpu")
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
@@ -229,3 +229,257 @@ def test_floors_measured_again_on_scenes_no_card_was_made_from():
         assert evaluate.zero_shot_accuracy(clip.encode_images(scenes.images), text, scenes.concepts) > 0.85
     won = evaluate.pair_accuracy(*features.pair_features(models.load_clip("toy-blind", device="cpu"), pairs))
     assert (won.reshape(9, 60).mean(1) < 0.45).sum() >= 4
+
+
+# --- weights in files -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return models.load_clip("toy", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def blind():
+    return models.load_clip("toy-blind", device="cpu")
+
+
+def same(a, b):
+    return set(a) == set(b) and all(torch.equal(x, b[k]) for k, x in a.items())
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "class_model.model.", "model.", "module.class_model.model."])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_checkpoint_may_carry_what_training_put_before_its_names(tmp_path, toy, prefix, suffix, scenes, caplog):
+    """The forms the released DIVA files come in; weights that do not share the prefix belong to something else."""
+    file, held = tmp_path / f"x{suffix}", {prefix + k: v for k, v in toy.model.state_dict().items()}
+    if prefix:
+        held["visual_proj.weight"] = torch.zeros(3)
+    save_file(held, file) if suffix == ".safetensors" else torch.save({"state_dict": held}, file)
+    assert same(models.load_state(file), toy.model.state_dict())
+    loaded = models.load_clip("minilib-toy", pretrained=str(file), device="cpu")
+    assert not caplog.records  # no talk of random weights
+    assert torch.equal(loaded.encode_images(scenes.images), toy.encode_images(scenes.images))
+    assert torch.equal(loaded.encode_texts(scenes.captions), toy.encode_texts(scenes.captions))
+
+
+@pytest.mark.parametrize("prefix", ["", "visual.", "module.visual.", "class_model.model.visual.", "module."])
+def test_a_vision_tower_alone_goes_on_top_of_a_whole_clip(tmp_path, toy, blind, prefix, scenes):
+    file = tmp_path / "tower.pth"
+    torch.save({prefix + k: v for k, v in toy.model.visual.state_dict().items()}, file)
+    mixed = models.load_clip("toy-blind", device="cpu", visual=file)
+    assert torch.equal(mixed.encode_images(scenes.images), toy.encode_images(scenes.images))
+    assert torch.equal(mixed.encode_texts(scenes.captions), blind.encode_texts(scenes.captions))
+    with pytest.raises(ValueError, match=r"tower.pth holds a vision tower alone: give it as visual="):
+        models.load_clip("toy-blind", str(file), device="cpu")
+
+
+def test_a_folder_that_save_clip_wrote_is_loaded_whole(tmp_path, toy, blind, scenes):
+    models.save_clip(blind, tmp_path, {"name": "x"}, torch.float32)
+    again = models.load_clip("toy", pretrained=tmp_path, device="cpu")
+    assert same(again.model.state_dict(), blind.model.state_dict())
+    plain = open_clip.create_model("minilib-toy", pretrained=str(tmp_path / "open_clip_model.safetensors"))
+    assert same(plain.state_dict(), blind.model.state_dict())
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """An architecture of open_clip with one layer, of a name nothing else has."""
+    shape = {"vision_cfg": {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+             "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1}}  # fmt: skip
+    (tmp_path / "tiny-for-tests.json").write_text(json.dumps({"embed_dim": 16, **shape}))
+    open_clip.add_model_config(tmp_path / "tiny-for-tests.json")
+    torch.manual_seed(0)
+    return "tiny-for-tests"
+
+
+def activations(clip):
+    return {type(layer) for layer in clip.model.modules() if "GELU" in type(layer).__name__}
+
+
+def test_a_tag_decides_activation_and_preprocessing_and_a_card_remembers_them(tmp_path, tiny, monkeypatch):
+    """A tag of SigLIP's preprocessing and OpenAI's activation: right when loaded, and when its child is loaded."""
+    told = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic", "resize_mode": "squash"}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, tiny, {"seen": told | {"url": "", "quick_gelu": True}})
+    save_file(open_clip.create_model(tiny).state_dict(), tmp_path / "w.safetensors")
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *a, **k: str(tmp_path / "w.safetensors"))
+    clip = models.load_clip(tiny, "seen", device="cpu")
+    assert activations(clip) == {QuickGELU} and clip.model.visual.image_mean == (0.5, 0.5, 0.5)
+    models.save_clip(clip, tmp_path / "child", {}, torch.float32)
+    child = models.load_clip(tiny, str(tmp_path / "child"), device="cpu")
+    assert activations(child) == {QuickGELU} and same(child.model.state_dict(), clip.model.state_dict())
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16), dtype=np.uint8)
+    assert torch.equal(child.encode_images(images), clip.encode_images(images))
+    assert child.model.visual.preprocess_cfg["resize_mode"] == "squash"
+    (tmp_path / "child" / "card.json").unlink()  # then the tags, which agree, still tell the preprocessing
+    alone = models.load_clip(tiny, str(tmp_path / "child"), device="cpu")
+    assert alone.model.visual.image_mean == (0.5, 0.5, 0.5) and activations(alone) == {torch.nn.GELU}
+
+
+def test_a_checkpoint_of_another_backbone_is_refused_with_both(tmp_path, toy, tiny):
+    file = tmp_path / "toy.safetensors"
+    save_file(toy.model.state_dict(), file)
+    with pytest.raises(ValueError) as error:
+        models.load_clip(tiny, str(file), device="cpu")
+    said = str(error.value)
+    assert str(file) in said and f"another model than {tiny}" in said
+    assert (
+        "of another shape, such as" in said
+        and "positional_embedding (24, 128) for (77, 8)" in said
+        and "unknown, such as" in said
+    )
+    with pytest.raises(ValueError, match=r"another model than toy: .* of another shape"):
+        models.load_clip("toy", device="cpu", visual=_saved(open_clip.create_model(tiny).visual, tmp_path / "v.pth"))
+
+
+def _saved(module, file):
+    torch.save(module.state_dict(), file)
+    return file
+
+
+class Harmful:
+    def __reduce__(self):
+        return print, ("this must not run",)
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (lambda file: None, "there is no file"),
+        (lambda file: file.write_bytes(b"no weights"), "cannot be read as weights"),
+        (lambda file: file.write_bytes(b""), "cannot be read as weights"),
+        (lambda file: torch.save({"visual.proj": Harmful()}, file), "cannot be read as weights"),
+        (lambda file: torch.save([1, 2], file), "cannot be read as weights"),
+        (lambda file: torch.save({"encoder.weight": torch.zeros(2)}, file), "holds no CLIP vision tower"),
+    ],
+)
+def test_files_that_are_no_weights_are_named(tmp_path, write, said, capsys):
+    write(tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=said) as error:
+        models.load_clip("toy", str(tmp_path / "x.pth"), device="cpu")
+    assert "x.pth" in str(error.value) and "must not run" not in capsys.readouterr().out
+
+
+def test_an_unknown_tag_is_named_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"there is no file openia of weights, and no tag: those are .*openai, "):
+        models.load_clip("ViT-B-32", "openia", device="cpu")
+
+
+@pytest.mark.parametrize(
+    "load", [lambda d: models.load_clip("toy", device=d), lambda d: models.load_denoiser("toy", d)]
+)
+def test_a_gpu_that_is_not_there_is_an_error(load, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match=r"no GPU here for device='cuda' \(found 0\): use device='cpu'"):
+        load("cuda")
+    with pytest.raises(ValueError, match="not 'gpu'"):
+        load("gpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="no GPU here for device='cuda:1'"):
+        load("cuda:1")
+
+
+# --- what a denoiser must be ------------------------------------------------------------------------------------------
+
+
+def test_other_schedulers_and_unets_are_refused_when_loaded(stable_diffusion):
+    def changed(part, **what):
+        file = next((stable_diffusion / part).glob("*config.json"))
+        before = file.read_text()
+        file.write_text(json.dumps(json.loads(before) | what))
+        with pytest.raises(ValueError) as error:
+            models.load_denoiser(stable_diffusion, device="cpu")
+        file.write_text(before)
+        return str(error.value)
+
+    assert "must be one of epsilon, v_prediction; not 'sample'" in changed("scheduler", prediction_type="sample")
+    xl = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 32}
+    assert "addition_embed_type is 'text_time', as in SDXL" in changed("unet", **xl)
+    models.load_denoiser(stable_diffusion, device="cpu")
+
+
+def test_a_unet_without_text_is_refused(stable_diffusion):
+    denoiser = models.load_denoiser(stable_diffusion, device="cpu")
+    for width, said in ((None, r"one width; not \['None'\]"), ((24, 32), r"one width; not \['24', '32'\]")):
+        denoiser.unet.register_to_config(cross_attention_dim=width)
+        with pytest.raises(ValueError, match=said):
+            models.Denoiser(denoiser.unet, denoiser.scheduler, denoiser.codec)
+    denoiser.unet.register_to_config(cross_attention_dim=(24, 24))
+    assert models.Denoiser(denoiser.unet, denoiser.scheduler, denoiser.codec).context_width == 24
+    denoiser.scheduler.register_to_config(prediction_type="sample")
+    with pytest.raises(ValueError, match="not 'sample'"):
+        denoiser.target(torch.zeros(1), torch.zeros(1), torch.zeros(1))
+
+
+@pytest.mark.parametrize("missing", ["scheduler", "unet", "vae"])
+def test_a_part_that_is_missing_is_named(stable_diffusion, missing):
+    shutil.rmtree(stable_diffusion / missing)
+    with pytest.raises(ValueError, match=f"holds no {missing}/: give a folder in diffusers' layout"):
+        models.load_denoiser(stable_diffusion, device="cpu")
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path):
+    for name in (tmp_path / "nowhere", str(tmp_path / "nowhere"), "toi"):
+        with pytest.raises(ValueError, match=r"there is no folder .*: give one that holds scheduler/ .*'toy-web'"):
+            models.load_denoiser(name, device="cpu")
+
+
+# --- the constant text ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def text_tower(tmp_path_factory):
+    """A Stable Diffusion's text tower and tokenizer, tiny and with random weights: letters, and one merged word."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    folder = tmp_path_factory.mktemp("sd")
+    letters = "abcdefghijklmnopqrstuvwxyz.!"
+    tokens = [*letters, *(f"{c}</w>" for c in letters), "ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")
+    marks = {"bos_token": tokens[-2], "eos_token": tokens[-1], "unk_token": tokens[-1], "pad_token": "!"}
+    own = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(marks | own))
+    torch.manual_seed(0)
+    ends = {"bos_token_id": len(tokens) - 2, "eos_token_id": len(tokens) - 1}
+    config = CLIPTextConfig(
+        vocab_size=len(tokens), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, **ends
+    )
+    tower = CLIPTextModel(config).eval()
+    torch.nn.init.normal_(dict(tower.named_parameters())[next(n for n, _ in tower.named_parameters() if "final" in n)])
+    tower.save_pretrained(folder / "text_encoder")
+    return folder, tower, {token: i for i, token in enumerate(tokens)}
+
+
+def test_a_prompt_is_embedded_by_the_towers_own_last_norm(text_tower):
+    """Tokens by hand: start, "a", "cat", ".", end, then 72 times the tokenizer's padding."""
+    folder, tower, ids = text_tower
+    said = [ids[t] for t in ("<|startoftext|>", "a</w>", "cat</w>", ".</w>", "<|endoftext|>")] + [ids["!"]] * 72
+    found = models.embed_prompt(folder, "A cat.")
+    with torch.no_grad():
+        out = tower(torch.tensor([said]), output_hidden_states=True)
+        norm = next(layer for name, layer in tower.named_modules() if name.endswith("final_layer_norm"))
+        assert torch.allclose(found, norm(out.hidden_states[-1])[0], atol=1e-6)
+    assert found.shape == (77, 16) and found.dtype == torch.float32 and found.device.type == "cpu"
+    assert not found.requires_grad and torch.equal(models.embed_prompt(folder), models.embed_prompt(folder, ""))
+    assert not torch.allclose(found, models.embed_prompt(folder), atol=0.1)
+
+
+def test_prompts_and_text_towers_that_do_not_fit_are_named(text_tower, tmp_path):
+    folder = text_tower[0]
+    assert models.embed_prompt(folder, "cat " * 75).shape == (77, 16)
+    with pytest.raises(ValueError, match="the prompt takes 78 tokens with its marks, the tower 77"):
+        models.embed_prompt(folder, "cat " * 76)
+    with pytest.raises(ValueError, match="'toy' has no text tower of its own"):
+        models.embed_prompt("toy")
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    vocabulary = json.loads((tmp_path / "tokenizer" / "vocab.json").read_text())
+    (tmp_path / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary | {"more": len(vocabulary)}))
+    with pytest.raises(
+        ValueError, match=r"the tokenizer has 61 tokens, the text tower 60: tokenizer/ and text_encoder/"
+    ):
+        models.embed_prompt(tmp_path)
+    shutil.rmtree(tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match="holds no tokenizer/"):
+        models.embed_prompt(tmp_path)
