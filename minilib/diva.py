@@ -61,8 +61,8 @@ def train(
 ) -> tuple[Clip, list[float]]:
     """Refine a copy of ``clip`` on pictures alone by a frozen denoiser's feedback; return it and each step's loss.
 
-    Minimises the mean error of :class:`Feedback`, plus ``anchor`` times the mean of 1 - cos(feature, original
-    feature), plus ``kl`` times :func:`kl_loss`.
+    Minimises the mean error of :class:`minilib.feedback.Feedback`, plus ``anchor`` times the mean of 1 - cos(feature,
+    original feature), plus ``kl`` times :func:`minilib.feedback.kl_loss`.
 
     Args:
         images: uint8 (N, 3, h, w), N at least ``config.batch``, whose latents are computed once and kept; or anything

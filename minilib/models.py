@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import pickle
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,12 +28,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minilib import world
+from minilib.checkpoints import fill, weights_file
+from minilib.checkpoints import load_state as load_state
 
 WEIGHTS = Path(__file__).parent / "weights"
 TOY_CLIPS = ("toy", "toy-blind")
 TOY_DENOISERS = ("toy", "toy-web")
 PREDICTIONS = ("epsilon", "v_prediction")
-WRAPPED = r"(?:module\.|class_model\.|model\.)*"  # what training code puts before a CLIP's own names
 open_clip.add_model_config(WEIGHTS / "minilib-toy.json")  # open_clip's own way to learn of a new architecture
 
 
@@ -243,7 +243,7 @@ def load_clip(
     Args:
         name: "toy", "toy-blind", or a name from ``open_clip.list_models()`` such as "ViT-B-32".
         pretrained: for open_clip architectures, a tag such as "openai"; or, for the toy too, a file that
-            :func:`load_state` reads, or a folder that :func:`save_clip` wrote.
+            :func:`minilib.checkpoints.load_state` reads, or a folder that :func:`save_clip` wrote.
         device: where it shall live; the GPU when there is one, else the CPU.
         visual: a file or folder whose vision tower replaces that of ``pretrained``.
 
@@ -263,7 +263,7 @@ def load_clip(
     """
     device = find_device(device)
     if name in TOY_CLIPS:
-        source = str(_weights_file(pretrained or _verified(f"clip-{name}")))
+        source = str(weights_file(pretrained or _verified(f"clip-{name}")))
         known_as = name if pretrained is None else f"{name}/{pretrained}"
         clip = Clip(_from_file("minilib-toy", source, device), WordTokenizer(), known_as)
     elif name not in open_clip.list_models():
@@ -276,35 +276,11 @@ def load_clip(
         tokenizer = WordTokenizer() if name == "minilib-toy" else open_clip.get_tokenizer(name)
         clip = Clip(model, tokenizer, f"{name}/{pretrained}")
     if visual is not None:
-        file, prefix = _weights_file(visual), "visual."
+        file, prefix = weights_file(visual), "visual."
         tower = {k.removeprefix(prefix): v for k, v in load_state(file).items() if k.startswith(prefix)}
-        _fill(clip.model.visual, tower, name, file)
+        fill(clip.model.visual, tower, name, file)
         clip.name += f"+{visual}"
     return clip
-
-
-def load_state(path: str | Path) -> dict[str, Tensor]:
-    """The weights of a CLIP from a file, under open_clip's own names, on the CPU.
-
-    Reads safetensors, and what ``torch.save`` wrote of a state dict, itself or as ``state_dict`` of a dict: no code in
-    the file is run (``weights_only``). What training code puts before the names (``module.``, ``class_model.model.``,
-    ``model.``, in any order) is taken off, and what does not share it is left out. A vision tower alone may come under
-    its own names; it gets ``visual.`` before them. So the checkpoints released with DIVA can be read.
-
-    Raises ValueError for a file that is missing, damaged, or holds no vision tower. Source: Wang et al. 2025, its
-    released files. Taught in: notebooks/10_gpu.ipynb
-    """
-    file = Path(path)
-    held = _read_weights(file)
-    state = {k: v for k, v in held.items() if isinstance(v, Tensor)}
-    found = [re.match(f"({WRAPPED})visual\\.", key) for key in state]
-    prefix = next((match[1] for match in found if match), None)
-    if prefix is not None:
-        return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    bare = {re.sub(f"^{WRAPPED}", "", key): v for key, v in state.items()}
-    if not any(key.startswith(("conv1.", "trunk.")) for key in bare):
-        raise ValueError(f"{file} holds no CLIP vision tower: its names begin {list(held)[:3]}; expected visual. ...")
-    return {f"visual.{key}": v for key, v in bare.items()}
 
 
 def load_denoiser(name: str | Path, device: str | None = None, revision: str | None = None) -> Denoiser:
@@ -450,7 +426,7 @@ def _from_tag(name: str, tag: str, device: str) -> Any:
 
 
 def _from_file(name: str, path: str, device: str) -> Any:
-    file = _weights_file(path, open_clip.list_pretrained_tags_by_model(name))
+    file = weights_file(path, open_clip.list_pretrained_tags_by_model(name))
     state = load_state(file)
     if all(key.startswith("visual.") for key in state):
         raise ValueError(
@@ -462,7 +438,7 @@ def _from_file(name: str, path: str, device: str) -> Any:
     options = {"force_quick_gelu": told.get("quick_gelu", False), "force_preprocess_cfg": steps}
     with _quiet():
         model = open_clip.create_model(name, device=device, pretrained_hf=False, **options)
-    return _fill(model, state, name, file)
+    return fill(model, state, name, file)
 
 
 @contextmanager
@@ -482,40 +458,6 @@ def _preprocess(name: str) -> dict[str, Any]:
     said = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
     keys = ("mean", "std", "interpolation", "resize_mode")
     return {k: said[0][k] for k in keys if said and all(other.get(k) == said[0].get(k) for other in said)}
-
-
-def _fill(model: nn.Module, state: dict[str, Tensor], name: str, file: Path) -> nn.Module:
-    """Load weights that must be this model's, all of them and no others."""
-    own = model.state_dict()
-    other = [f"{k} {tuple(state[k].shape)} for {tuple(v.shape)}" for k, v in own.items()
-             if k in state and state[k].shape != v.shape]  # fmt: skip
-    missing, extra = [k for k in own if k not in state], [k for k in state if k not in own]
-    counts = {"of another shape": other, "missing": missing, "unknown": extra}
-    if any(counts.values()):
-        what = "; ".join(f"{len(v)} {k}, such as {v[0]}" for k, v in counts.items() if v)
-        raise ValueError(f"{file} holds the weights of another model than {name}: {what}; name the one it was made for")
-    model.load_state_dict(state)
-    return model
-
-
-def _weights_file(path: str | Path, tags: Sequence[str] = ()) -> Path:
-    file = Path(path) / "open_clip_model.safetensors" if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        known = f", and no tag: those are {', '.join(tags)}" if tags else ""
-        raise ValueError(f"there is no file {file} of weights{known}")
-    return file
-
-
-def _read_weights(file: Path) -> dict[str, Any]:
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        held = torch.load(file, map_location="cpu", weights_only=True)
-        return dict(held.get("state_dict", held))
-    except (SafetensorError, OSError, RuntimeError, EOFError, AttributeError, TypeError, ValueError, KeyError,
-            pickle.UnpicklingError) as error:  # fmt: skip
-        why = str(error).split("\n")[0]
-        raise ValueError(f"{file} cannot be read as weights ({why}); expected safetensors or a state dict") from error
 
 
 def _part(kind: Any, source: str | Path, name: str, revision: str | None, **options: Any) -> Any:
