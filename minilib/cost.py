@@ -3,9 +3,8 @@
 Nothing is computed and nothing allocated: the networks live on torch's meta device, where a tensor has a shape and no
 numbers. Arithmetic is counted operation by operation, memory by watching which tensors stay alive.
 
-References: Wang et al. 2025, "Diffusion Feedback Helps CLIP See Better" (ICLR, arXiv:2407.20171), for the schedule;
-Chen et al. 2016, "Training deep nets with sublinear memory cost" (arXiv:1604.06174), for checkpointing; Rombach et al.
-2022 (latent diffusion) and the published configurations of Stable Diffusion 1.5 and 2.1 for the architectures.
+References: Wang et al. 2025 (DIVA, arXiv:2407.20171), for the schedule; Chen et al. 2016 (arXiv:1604.06174), for
+checkpointing; the published configurations of Stable Diffusion 1.5 and 2.1, for the architectures.
 
 Taught in: notebooks/10_gpu.ipynb
 """
@@ -28,6 +27,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -168,12 +168,11 @@ class _Alive(TorchDispatchMode):
         return self
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = {x.untyped_storage()._cdata for x in _tensors((args, kwargs or {}))}
+        before = {storage._cdata for storage in _storages((args, kwargs or {}))}
         result = func(*args, **(kwargs or {}))
         for key in [key for key, (ref, _) in self.refs.items() if ref.expired()]:
             self.now -= self.refs.pop(key)[1]
-        for tensor in _tensors(result):
-            storage = tensor.untyped_storage()
+        for storage in _storages(result):
             if storage._cdata not in before and storage._cdata not in self.refs:
                 self.refs[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
                 self.now += storage.nbytes()
@@ -181,14 +180,8 @@ class _Alive(TorchDispatchMode):
         return result
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (list, tuple)):
-        for branch in tree:
-            yield from _tensors(branch)
-    elif isinstance(tree, dict):
-        yield from _tensors(list(tree.values()))
+def _storages(tree: Any) -> list[Any]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 @contextmanager
@@ -245,8 +238,7 @@ def measure(
     Raises:
         ValueError: an unknown name, with the known ones; other pixels.
 
-    Notes:
-        Left out, being under 0.1 %: the projection of local tokens and the condition's linear layer.
+    Left out, being under 0.1 %: the projection of local tokens and the condition's linear layer.
 
     Taught in: notebooks/10_gpu.ipynb
     """

@@ -236,9 +236,11 @@ class Feedback(nn.Module):
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Errors (draws * n,), draw by draw, and features (n, d); shapes as in :func:`feedback_loss`."""
-        with torch.autocast(pixels.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        device, mixed = pixels.device.type, self.dtype != torch.float32
+        with torch.autocast(device, self.dtype, enabled=mixed):
             context, features = self.told(pixels, generator)
-            context = context.roll(1, dims=0) if self.config.wrong_image else context
+        context = context.roll(1, dims=0) if self.config.wrong_image else context
+        with torch.autocast(device, enabled=False):  # the denoiser was cast once; autocast would cast its norms back
             return _error(self.denoiser, context, latents, noise, timesteps), features
 
 

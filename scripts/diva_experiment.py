@@ -83,7 +83,7 @@ SHIPPED = (
 
 def make_base(settings: dict, seed: int, folder: Path) -> models.Clip:
     """The shipped blind CLIP with a new last block and projection, which hardly ever read of details."""
-    clip, file = models.load_clip("toy-blind", device="cpu"), folder / "base.safetensors"
+    clip, file = models.load_clip("toy-blind"), folder / "base.safetensors"
     torch.manual_seed(seed)
     fresh = models.new_clip().model.visual.state_dict()
     new = {name: value for name, value in fresh.items() if not name.startswith(SHIPPED)}
@@ -105,9 +105,10 @@ def make_teachers(settings: dict, seed: int, clip: models.Clip, folder: Path) ->
     """Teachers that read detailed captions, sparse ones, none: equally long, from one start that read none."""
     torch.manual_seed(seed)
     start = models.new_denoiser()
+    start.to(clip.device)
     start.unet.to(memory_format=torch.channels_last)
     pictures = world.make_scenes(2000, seed=scene_seed(seed, 1)).images
-    start.codec.fit(torch.from_numpy(pictures).float() / 255)
+    start.codec.fit(torch.from_numpy(pictures).to(clip.device).float() / 255)
     own, first = settings["teacher"], {"image_share": 1.0, "detail": 0.05}
     _train_teacher(start, clip, first, own | {"steps": own["start"]}, scene_seed(seed, 2), folder / "start")
     teachers = {}

@@ -79,7 +79,7 @@ def test_convolution_by_hand():
 def test_memory_of_a_small_network_by_hand():
     """3 rows, 4 -> 8 -> 2: the input (48 bytes); once, the 3 x 8 numbers that ReLU gives and the next layer reads.
 
-    Alive at most, where weights have gradients already: what ReLU gave (96) and its gradient (96), and of the output and
+    Alive at most, weights having gradients already: what ReLU gave (96) and its gradient (96), and of the output and
     its sum with their gradients (24 + 24 + 4 + 4), of another gradient of 3 x 8 (96), of a weight's (128) what torch
     holds at that moment.
     """

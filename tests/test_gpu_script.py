@@ -1,7 +1,6 @@
 """scripts/gpu.py: every part on a CPU with tiny models, what it writes, and what it does when something fails."""
 
 import json
-import subprocess
 import sys
 from importlib import util
 
@@ -131,9 +130,11 @@ def test_a_run_that_is_killed_keeps_what_it_has(gpu, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")
-def test_without_a_gpu_it_says_so(gpu, root):
-    done = subprocess.run([sys.executable, "scripts/gpu.py"], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 2 and "no GPU was found" in done.stderr and "--tiny" in done.stderr
+def test_without_a_gpu_it_says_so(gpu, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        gpu.main([])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "no GPU was found" in said and "--tiny" in said
 
 
 def test_small_cards_get_recomputing_and_a_batch_that_fits(gpu, capsys):
