@@ -320,7 +320,7 @@ def main() -> None:
     parts = {seed: args.work / f"seed-{seed}.json" for seed in settings["seeds"]}
     for names, seed in product((settings["arms"], settings["more_arms"]), args.seeds):
         run_seed(settings, seed, names, args.work, parts[seed])
-        merge(settings, list(parts.values()), args.out)
+    merge(settings, list(parts.values()), args.out)
 
 
 def scaled(settings: dict, length: float) -> dict:
