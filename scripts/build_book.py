@@ -65,10 +65,12 @@ def main() -> int:
         print("minilib: building the book; only changed chapters run", flush=True)
     code = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
     failed = subprocess.run([sys.executable, "-c", code, *BUILD_COMMAND], cwd=ROOT, env=QUIET | os.environ).returncode
-    if failed:
+    if failed:  # what Sphinx has read it would not read again, and a broken chapter would pass the next time
+        shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
         print("minilib: the book did not build; the first warning or error above says why", file=sys.stderr)
         return 1
     DONE_MARK.touch()
+    os.utime(DONE_MARK, (started, started))  # a source changed while the book was being built is newer
     page = BUILD / "html" / "index.html"
     print(f"minilib: the book stands after {time.time() - started:.0f} s: open {page}")
     return 0
