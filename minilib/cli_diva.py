@@ -63,7 +63,7 @@ def train(args: argparse.Namespace) -> None:
     Taught in: notebooks/10_gpu.ipynb
     """
     from minilib import diva
-    from minilib.datasets import Pictures
+    from minilib.pictures import Pictures
     from minilib.models import load_denoiser
 
     device = args.device or _own_gpu()

@@ -66,7 +66,7 @@ def train(
 
     Args:
         images: uint8 (N, 3, h, w), N at least ``config.batch``, whose latents are computed once and kept; or anything
-            with a length that gives such an array for an array of rows, such as ``datasets.Pictures``, read as needed.
+            with a length that gives such an array for an array of rows, such as ``pictures.Pictures``, read as needed.
         config: see ``Config``.
         text, gap: see ``Feedback``.
         bank: (K, d) unit-norm text features, for ``kl``.

@@ -31,7 +31,7 @@ WORKS = {
     "cli",
     "cli_diva",
     "checkpoints",
-    "datasets",
+    "pictures",
     "journal",
     "loop",
     "mmvp",
@@ -76,8 +76,8 @@ MAY_IMPORT = {
     | FIRST_FLOOR
     | METHODS
     | {"plotting", "matching", "towers", "pools", "runs", "pipeline", "scale", "cli_diva"},
-    "cli_diva": GROUND | FIRST_FLOOR | {"arms", "datasets", "diva", "exam", "mmvp", "towers"},
-    "datasets": set(),
+    "cli_diva": GROUND | FIRST_FLOOR | {"arms", "pictures", "diva", "exam", "mmvp", "towers"},
+    "pictures": set(),
     "cost": {"towers", "models"},
 }
 # Written in pieces, so that this file may be searched like the others.

@@ -15,7 +15,7 @@ from PIL import Image
 from test_models import stable_diffusion, text_tower  # noqa: F401
 
 from minilib import arms, cli, cli_diva, diva, evaluate, features, mmvp, models, world
-from minilib.datasets import Pictures
+from minilib.pictures import Pictures
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SMALL = ["--pairs", "2", "--test", "200", "--train", "200", "--shots", "3", "--device", "cpu"]

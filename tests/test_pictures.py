@@ -1,4 +1,4 @@
-"""datasets: folders and shards as one array; every kind of picture becomes RGB, every unusable one keeps its reason."""
+"""pictures: folders and shards as one array; every kind of picture becomes RGB, every unusable one keeps its reason."""
 
 import io
 import os
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minilib.datasets import Pictures
+from minilib.pictures import Pictures
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
 
