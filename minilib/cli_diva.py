@@ -63,8 +63,8 @@ def train(args: argparse.Namespace) -> None:
     Taught in: notebooks/10_gpu.ipynb
     """
     from minilib import diva
-    from minilib.pictures import Pictures
     from minilib.models import load_denoiser
+    from minilib.pictures import Pictures
 
     device = args.device or _own_gpu()
     config, clip = _config(args, args.clip), _clip(args.clip, device, args.visual)
