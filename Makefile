@@ -11,7 +11,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help env book test check lab weights feed gpu bench lock clean
+.PHONY: help env book test check lab weights feed gpu bench lock address clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -55,6 +55,9 @@ bench: env  ## our speed beside the peers', as ratios from one run
 
 lock: env  ## rewrite requirements.lock from pyproject.toml
 	@scripts/lock.sh $(PY)
+
+address:  ## write the repository's address everywhere it must stand (URL=https://host/owner/name)
+	@python3 scripts/set_address.py "$(URL)"
 
 clean:  ## remove what the build and the tools wrote; the environment stays
 	@rm -rf _build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -169,13 +169,16 @@ def test_nothing_points_at_one_machine_or_registry(phrase):
 
 
 def test_address_stands_in_one_place():
-    """Until the book has an address, a placeholder nobody can own stands in pyproject.toml and nowhere else."""
+    """pyproject.toml has the address, or a placeholder nobody can own; copies that a command makes have the same."""
     urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
     assert list(urls) == ["Repository"]
     address = urls["Repository"]
+    copies = {"pyproject.toml"}
+    if PLACEHOLDER not in address:
+        copies |= {"CITATION.cff", *(f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb"))}
     needle = PLACEHOLDER if PLACEHOLDER in address else address
-    found = [str(path.relative_to(ROOT)) for path in tracked() if needle in path.read_text(encoding="utf8")]
-    assert found == ["pyproject.toml"]
+    found = {path.relative_to(ROOT).as_posix() for path in tracked() if needle in path.read_text(encoding="utf8")}
+    assert found == copies
 
 
 def test_lock_holds_names_versions_and_hashes_only():

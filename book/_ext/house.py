@@ -1,6 +1,6 @@
 """What the theme would fetch or assume, put in order: one address, no other origin.
 
-- The repository's address is read from pyproject.toml, its only place. While it is the placeholder, pages carry no
+- The repository's address is read from pyproject.toml, its source. While it is the placeholder, pages carry no
   repository link and no Colab button; once it is real, both appear.
 - Scripts and styles from other origins are dropped, and thebe, which starts kernels on a stranger's server, with them.
 """
