@@ -1,8 +1,9 @@
 """Build the book into _build/html, running the chapters that changed.
 
-A chapter's outputs are cached by its code. They also depend on the library, so when minilib or its weights change, the
-cache is dropped and every chapter runs again. With ``--if-needed``, do nothing when the built book is newer than all
-its sources.
+Chapters run as a reader runs them: each in an empty folder, with minilib installed from its wheel and not from the
+checkout. A chapter's outputs are cached by its code. They also depend on the library, so when minilib or its weights
+change, the cache is dropped and every chapter runs again. With ``--if-needed``, do nothing when the built book is newer
+than all its sources.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -49,6 +51,23 @@ def up_to_date() -> bool:
     return all(path.stat().st_mtime <= built for path in sources)
 
 
+def installed(folder: Path) -> dict[str, str]:
+    """Put minilib's wheel into a folder of its own; the environment in which a chapter finds that and no other."""
+    shutil.rmtree(folder, ignore_errors=True)
+    pack = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(pack, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    (wheel,) = folder.glob("*.whl")
+    put = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
+    subprocess.run([*put, "--target", str(folder / "site"), str(wheel)], check=True)
+    env = QUIET | os.environ | {"PYTHONPATH": str(folder / "site")}
+    with tempfile.TemporaryDirectory() as empty:
+        ask = [sys.executable, "-c", "import minilib; print(minilib.__file__)"]
+        found = subprocess.run(ask, cwd=empty, env=env, check=True, capture_output=True, text=True).stdout.strip()
+    if not Path(found).is_relative_to(folder / "site"):
+        raise RuntimeError(f"chapters would import {found}, not the wheel in {folder}: another minilib comes first")
+    return env
+
+
 def main() -> int:
     if "--if-needed" in sys.argv[1:] and up_to_date():
         print("minilib: the book in _build/html is up to date")
@@ -64,7 +83,8 @@ def main() -> int:
     else:
         print("minilib: building the book; only changed chapters run", flush=True)
     code = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
-    failed = subprocess.run([sys.executable, "-c", code, *BUILD_COMMAND], cwd=ROOT, env=QUIET | os.environ).returncode
+    env = installed(BUILD / "wheel")
+    failed = subprocess.run([sys.executable, "-c", code, *BUILD_COMMAND], cwd=ROOT, env=env).returncode
     if failed:  # what Sphinx has read it would not read again, and a broken chapter would pass the next time
         shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
         print("minilib: the book did not build; the first warning or error above says why", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,31 @@ def sphinx(builder, monkeypatch, code, then=lambda: None):
         return subprocess.CompletedProcess(args, code)
 
     monkeypatch.setattr(builder.subprocess, "run", run)
+    monkeypatch.setattr(builder, "installed", lambda folder: {})
+
+
+def test_chapters_run_in_an_empty_folder_with_the_wheel(builder, monkeypatch, tmp_path):
+    """Sphinx is given an environment in which minilib is the wheel's, wherever Python is started."""
+    yaml = pytest.importorskip("yaml")
+    monkeypatch.setattr(builder, "ROOT", ROOT)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # as make sets it
+    env = builder.installed(tmp_path / "wheel")
+    ask = [sys.executable, "-c", "import minilib.world; print(minilib.world.__file__)"]
+    (tmp_path / "empty").mkdir()
+    found = subprocess.run(ask, cwd=tmp_path / "empty", env=env, check=True, capture_output=True, text=True).stdout
+    assert Path(found.strip()) == tmp_path / "wheel" / "site" / "minilib" / "world.py"
+    assert yaml.safe_load((ROOT / "_config.yml").read_text())["execute"]["run_in_temp"] is True
+
+
+def test_another_minilib_in_front_stops_the_build(builder, monkeypatch, tmp_path):
+    monkeypatch.setattr(builder, "ROOT", ROOT)
+    real = subprocess.run
+    other = subprocess.CompletedProcess([], 0, stdout="/elsewhere/minilib/__init__.py\n")
+    monkeypatch.setattr(
+        builder.subprocess, "run", lambda args, **more: other if "capture_output" in more else real(args, **more)
+    )
+    with pytest.raises(RuntimeError, match=r"elsewhere.*another minilib"):
+        builder.installed(tmp_path / "wheel")
 
 
 def test_a_failed_build_is_read_again_from_the_start(builder, monkeypatch):
