@@ -28,7 +28,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from minilib.models import Clip
+from minilib.models import Clip, in_halves
 from minilib.world import Pair
 
 RECIPE = b"minilib features 1"  # part of every key: raise the number when this module's features change
@@ -189,9 +189,10 @@ def _encode(clip: Clip, batch: np.ndarray | Tensor | list[Path], contents: Seque
         transform = image_transform_v2(PreprocessCfg(**get_model_preprocess_cfg(clip.model)), is_train=False)
         with ThreadPoolExecutor() as pool:  # PIL decodes and resizes outside Python's lock
             pixels = torch.stack(list(pool.map(partial(_decode, transform), batch, contents)))  # (b, 3, s, s)
-        features = F.normalize(clip.model.encode_image(pixels.to(clip.device)).float(), dim=1)
+        encode = lambda part: F.normalize(clip.model.encode_image(part.to(clip.device)).float(), dim=1)  # noqa: E731
+        features = in_halves(encode, pixels)
     else:
-        features = clip.embed_images(batch)
+        features = in_halves(clip.embed_images, batch)
     bad = (~features.isfinite().all(1)).nonzero().flatten().tolist()
     if bad:
         which = batch[bad[0]] if isinstance(batch, list) else f"row {bad[0]} of a batch"

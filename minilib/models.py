@@ -12,7 +12,8 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -117,14 +118,36 @@ class Clip:
         Raises ValueError for another type or shape. Taught in: notebooks/01_clip.ipynb
         """
         starts = range(0, max(len(images), 1), batch_size)
-        return torch.cat([self.embed_images(images[i : i + batch_size]) for i in starts])
+        return torch.cat([in_halves(self.embed_images, images[i : i + batch_size]) for i in starts])
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """n strings -> unit-norm float32 features (n, d). Taught in: notebooks/01_clip.ipynb"""
         if isinstance(texts, str) or not len(texts):
             raise ValueError(f"texts must be a list of at least one string; not {texts!r}")
-        return torch.cat([self.embed_texts(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)])
+        starts = range(0, len(texts), batch_size)
+        return torch.cat([in_halves(self.embed_texts, texts[i : i + batch_size]) for i in starts])
+
+
+def in_halves(encode: Callable[[Any], Tensor], rows: Any) -> Tensor:
+    """``encode(rows)``; where the GPU's memory is full, the same in halves, and in halves of these.
+
+    For functions whose answer for a row does not depend on the others. MemoryError when one row alone is too much.
+
+    >>> in_halves(lambda rows: torch.tensor(rows) * 2, [1, 2, 3]).tolist()
+    [2, 4, 6]
+
+    Taught in: notebooks/10_gpu.ipynb
+    """
+    try:
+        return encode(rows)
+    except torch.cuda.OutOfMemoryError as error:
+        if len(rows) < 2:
+            raise MemoryError(f"the GPU's memory is too small for one row alone ({error}): use device='cpu'") from error
+    torch.cuda.empty_cache()  # after the handler, whose traceback would hold the tensors
+    half = len(rows) // 2
+    warnings.warn(f"the GPU's memory is full at {len(rows)} rows: going on with {half} at a time", stacklevel=2)
+    return torch.cat([in_halves(encode, part) for part in (rows[:half], rows[half:])])
 
 
 class PatchPCA(nn.Module):

@@ -483,3 +483,50 @@ def test_prompts_and_text_towers_that_do_not_fit_are_named(text_tower, tmp_path)
     shutil.rmtree(tmp_path / "tokenizer")
     with pytest.raises(ValueError, match="holds no tokenizer/"):
         models.embed_prompt(tmp_path)
+
+
+def small_gpu(room: int):
+    """A function of rows that fits ``room`` rows at a time, and the sizes it was asked for."""
+    asked = []
+
+    def encode(rows):
+        asked.append(len(rows))
+        if len(rows) > room:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return torch.as_tensor(rows, dtype=torch.float32) ** 2
+
+    return encode, asked
+
+
+def test_a_full_gpu_is_answered_by_smaller_batches():
+    """Eleven rows, room for three: 11 -> 5 + 6 -> (2 + 3) + (3 + 3), in order, and every warning names the size."""
+    encode, asked = small_gpu(3)
+    with pytest.warns(UserWarning, match="full at 11 rows: going on with 5"):
+        found = models.in_halves(encode, list(range(11)))
+    assert found.tolist() == [float(i) ** 2 for i in range(11)]
+    assert asked == [11, 5, 2, 3, 6, 3, 3]
+
+
+def test_one_row_that_does_not_fit_is_an_error():
+    encode, _ = small_gpu(0)
+    with pytest.raises(MemoryError, match="one row alone"), pytest.warns(UserWarning):
+        models.in_halves(encode, [1, 2])
+
+
+def test_pictures_and_texts_are_encoded_on_a_small_gpu(monkeypatch, rng):
+    clip = models.load_clip("toy", device="cpu")
+    images = rng.integers(0, 256, (7, 3, 32, 32), dtype=np.uint8)
+    texts = ["a red circle", "a square", "two stars"]
+    whole = clip.encode_images(images), clip.encode_texts(texts)
+    for name, room in (("embed_images", 2), ("embed_texts", 1)):
+        real = getattr(clip, name)
+
+        def narrow(rows, real=real, room=room):
+            if len(rows) > room:
+                raise torch.cuda.OutOfMemoryError("no room")
+            return real(rows)
+
+        monkeypatch.setattr(clip, name, narrow)
+    with pytest.warns(UserWarning, match="memory is full"):
+        torch.testing.assert_close(clip.encode_images(images), whole[0])
+        torch.testing.assert_close(clip.encode_texts(texts), whole[1])
