@@ -7,7 +7,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from layouts import write_stable_diffusion, write_text_tower
 from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 
@@ -119,21 +119,7 @@ def test_toy_denoisers_predict_noise_and_are_frozen(name, scenes):
 @pytest.fixture
 def stable_diffusion(tmp_path):
     """A folder in Stable Diffusion's layout, small and with random weights, predicting v as the 768-pixel 2.1 does."""
-    torch.manual_seed(0)
-    blocks = {"block_out_channels": (32, 64), "norm_num_groups": 8, "layers_per_block": 1}
-    UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, cross_attention_dim=24, attention_head_dim=2,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        **blocks,
-    ).save_pretrained(tmp_path / "unet")  # fmt: skip
-    AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        **blocks,
-    ).save_pretrained(tmp_path / "vae")
-    DDPMScheduler(prediction_type="v_prediction", beta_schedule="scaled_linear").save_pretrained(tmp_path / "scheduler")
-    return tmp_path
+    return write_stable_diffusion(tmp_path)
 
 
 def test_a_folder_in_stable_diffusions_layout(stable_diffusion, scenes):
@@ -430,26 +416,8 @@ def test_a_folder_that_is_missing_is_named(tmp_path):
 @pytest.fixture(scope="module")
 def text_tower(tmp_path_factory):
     """A Stable Diffusion's text tower and tokenizer, tiny and with random weights: letters, and one merged word."""
-    from transformers import CLIPTextConfig, CLIPTextModel
-
     folder = tmp_path_factory.mktemp("sd")
-    letters = "abcdefghijklmnopqrstuvwxyz.!"
-    tokens = [*letters, *(f"{c}</w>" for c in letters), "ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
-    (folder / "tokenizer").mkdir()
-    (folder / "tokenizer" / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")
-    marks = {"bos_token": tokens[-2], "eos_token": tokens[-1], "unk_token": tokens[-1], "pad_token": "!"}
-    own = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
-    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(marks | own))
-    torch.manual_seed(0)
-    ends = {"bos_token_id": len(tokens) - 2, "eos_token_id": len(tokens) - 1}
-    config = CLIPTextConfig(
-        vocab_size=len(tokens), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, **ends
-    )
-    tower = CLIPTextModel(config).eval()
-    torch.nn.init.normal_(dict(tower.named_parameters())[next(n for n, _ in tower.named_parameters() if "final" in n)])
-    tower.save_pretrained(folder / "text_encoder")
-    return folder, tower, {token: i for i, token in enumerate(tokens)}
+    return folder, *write_text_tower(folder)
 
 
 def test_a_prompt_is_embedded_by_the_towers_own_last_norm(text_tower):
