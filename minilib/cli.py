@@ -16,8 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minilib import __version__
-from minilib.cli_diva import add_commands
+from minilib import __version__, cli_diva, cli_models, cli_reproduce
 
 if TYPE_CHECKING:
     from minilib.runs import Run, Settings
@@ -173,7 +172,7 @@ def _os_error(error: OSError) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="minilib", description="Curate pools of captions for CLIP; make it see.")
+    parser = argparse.ArgumentParser(prog="minilib", description="Adapt CLIP, feed it, make it see.")
     parser.add_argument("--version", action="version", version=f"minilib {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_curate(commands.add_parser("curate", help="keep a balanced part of a pool", description=curate.__doc__))
@@ -181,7 +180,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("metadata", help="a JSON list, or a text file with one entry a line")
     command.set_defaults(run=lint)
     text = "refine a CLIP by a denoiser's feedback, and test it"
-    add_commands(commands.add_parser("diva", help=text, description=f"DIVA: {text}."))
+    cli_diva.add_commands(commands.add_parser("diva", help=text, description=f"DIVA: {text}."))
+    text = "run a paper's experiment on real models and data, beside its published numbers"
+    cli_reproduce.add_commands(commands.add_parser("reproduce", help=text, description=f"{text[0].upper()}{text[1:]}."))
+    cli_models.add_commands(commands)
     return parser
 
 

@@ -11,7 +11,7 @@ busy_mark="$venv/.minilib-unfinished"
 
 say() { printf 'minilib: %s\n' "$*"; }
 fail() { printf 'minilib: %s\n' "$*" >&2; exit 1; }
-new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
+new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11, 4))' >/dev/null 2>&1; }
 version_of() { "$1" -c 'import platform; print(platform.python_version())' 2>/dev/null || echo "not usable"; }
 
 if [ -x "$venv/bin/python" ] && [ ! -e "$busy_mark" ]; then

@@ -11,8 +11,14 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 
-def write_stable_diffusion(folder: Path, width: int = 24, prediction: str = "v_prediction") -> Path:
-    """UNet, autoencoder and scheduler as diffusers keeps them; ``width`` of the text that the UNet takes."""
+def write_stable_diffusion(
+    folder: Path, width: int = 24, prediction: str = "v_prediction", widths: tuple[int, ...] = (32, 64)
+) -> Path:
+    """UNet, autoencoder and scheduler as diffusers keeps them.
+
+    ``width`` is that of the text which the UNet takes; ``widths`` are the autoencoder's, each but the first halving the
+    picture.
+    """
     torch.manual_seed(0)
     blocks = {"block_out_channels": (32, 64), "norm_num_groups": 8, "layers_per_block": 1}
     UNet2DConditionModel(
@@ -21,10 +27,10 @@ def write_stable_diffusion(folder: Path, width: int = 24, prediction: str = "v_p
         **blocks,
     ).save_pretrained(folder / "unet")  # fmt: skip
     AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
         latent_channels=4,
-        **blocks,
+        **blocks | {"block_out_channels": widths},
     ).save_pretrained(folder / "vae")
     DDPMScheduler(prediction_type=prediction, beta_schedule="scaled_linear").save_pretrained(folder / "scheduler")
     return folder

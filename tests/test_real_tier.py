@@ -36,7 +36,7 @@ def hub(tmp_path_factory) -> tuple[Path, Path]:
     for name in ("ViT-B-32", "ViT-L-14"):
         write_small_clip(home / "hub", configs, name, "openai")
     diffusion = snapshot(home / "hub", SD, REVISION)
-    write_stable_diffusion(diffusion, width=16, prediction="epsilon")
+    write_stable_diffusion(diffusion, width=16, prediction="epsilon", widths=(8, 8, 16, 32))
     write_text_tower(diffusion, width=16)
     return home, configs
 
