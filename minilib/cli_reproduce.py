@@ -178,8 +178,9 @@ def _pool(job: Job) -> Iterator[str]:
 
         shards = list_shards(job.pool)
         rows, size = sum(map(estimate_rows, shards)), sum(shard.stat().st_size for shard in shards) / 1e9
-        yield f"pool: {len(shards):,} shards, {size:,.2f} GB, about {rows:,} texts, each matched twice: an estimate of " \
-              f"{2 * rows / MATCHES / 60:,.1f} minutes at {MATCHES:,} texts a second"  # fmt: skip
+        minutes = 2 * rows / MATCHES / 60
+        yield f"pool: {len(shards):,} shards, {size:,.2f} GB, about {rows:,} texts"
+        yield f"matching them twice: an estimate of {minutes:,.1f} minutes at {MATCHES:,} texts a second"
 
 
 def _title(job: Job) -> str:

@@ -201,7 +201,10 @@ def result(
     metric: str, unit: str, value: float, *, by_seed: Sequence[float] = (), interval: list[float] | None = None,
     kind: str = "none: a count",
 ) -> dict[str, Any]:  # fmt: skip
-    """One number of a row with its spread over seeds and its interval; what is published of it comes later."""
+    """One number of a row with its spread over seeds and its interval; what is published of it comes later.
+
+    Taught in: notebooks/03_fewshot.ipynb
+    """
     sd = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None
     return {"metric": metric, "unit": unit, "value": float(value), "sd": sd, "by_seed": [float(v) for v in by_seed],
             "interval": interval, "interval_kind": kind}  # fmt: skip
@@ -374,7 +377,10 @@ def _published(one: dict[str, Any], there: dict[str, published.Figure], backbone
 
 
 def provenance(device: str | None = None) -> dict[str, Any]:
-    """Hardware, date, versions, and the commit where minilib runs from a clone (marked where it has changes)."""
+    """Hardware, date, versions, and the commit where minilib runs from a clone (marked where it has changes).
+
+    Taught in: notebooks/03_fewshot.ipynb
+    """
     where = models.find_device(device)
     chip = (
         torch.cuda.get_device_name(where) if where.startswith("cuda") else f"CPU, {os.cpu_count()} {platform.machine()}"
@@ -385,13 +391,19 @@ def provenance(device: str | None = None) -> dict[str, Any]:
 
 
 def clone() -> Path | None:
-    """The folder of the clone that minilib runs from; None where it is installed without one."""
+    """The folder of the clone that minilib runs from; None where it is installed without one.
+
+    Taught in: notebooks/03_fewshot.ipynb
+    """
     root = Path(__file__).resolve().parent.parent
     return root if (root / ".git").exists() and (root / "book" / "_toc.yml").is_file() else None
 
 
 def commit() -> str | None:
-    """The clone's commit, with "+ changes" where files differ from it; None outside a clone or without git."""
+    """The clone's commit, with "+ changes" where files differ from it; None outside a clone or without git.
+
+    Taught in: notebooks/03_fewshot.ipynb
+    """
     root = clone()
     if root is None:
         return None
