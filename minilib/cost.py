@@ -287,7 +287,8 @@ def tower_flops(clip: str) -> tuple[int, int]:
     Taught in: notebooks/10_gpu.ipynb
     """
     visual = _on_meta(lambda: open_clip.create_model(clip, device="meta")).visual
-    picture = torch.empty(1, 3, *visual.image_size, device="meta")
+    size = visual.image_size if isinstance(visual.image_size, tuple) else (visual.image_size,) * 2  # an int in ResNets
+    picture = torch.empty(1, 3, *size, device="meta")
     return count_flops(lambda: visual(picture))
 
 

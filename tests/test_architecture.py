@@ -98,7 +98,7 @@ MAY_IMPORT = {
     | FIRST_FLOOR
     | {"curate", "datasets", "exam", "mmvp", "pools", "published", "runs", "steps", "trials", "zoo"},
     "cli_models": {"assets", "zoo"},
-    "cli_reproduce": FIRST_FLOOR | {"assets", "cost", "datasets", "mmvp", "published", "reproduce", "zoo"},
+    "cli_reproduce": FIRST_FLOOR | {"assets", "cost", "datasets", "mmvp", "pools", "published", "reproduce", "zoo"},
     "cost": {"towers", "models"},
 }
 # Written in pieces, so that this file may be searched like the others.

@@ -312,3 +312,9 @@ def test_another_file_is_refused(tmp_path, content):
     path.write_text(content)
     with pytest.raises(ValueError, match=re.escape(str(path)) + " must hold what `make gpu` writes"):
         cost.read_results(path)
+
+
+def test_resnets_are_counted():
+    """RN50 at 224 pixels is published with about 6 billion products and sums a picture: twice that in FLOPs."""
+    forward, backward = cost.tower_flops("RN50")
+    assert 9e9 < forward < 15e9 and backward > forward
