@@ -1,6 +1,7 @@
 """The repository's address: one source, the same copies everywhere, nothing written when something is wrong."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -81,6 +82,27 @@ def test_a_chapter_without_setup_cell_is_named(project):
     with pytest.raises(ValueError, match="99_new"):
         set_address.set_address(project, URL)
     assert text_of(project) == before
+
+
+def test_the_page_is_built_with_the_repositorys_own_address():
+    """Before the book is built, and from nothing that an outsider could set."""
+    yaml = pytest.importorskip("yaml")
+    flow = yaml.safe_load((ROOT / ".github" / "workflows" / "pages.yml").read_text(encoding="utf8"))
+    commands = [step["run"] for step in flow["jobs"]["build"]["steps"] if "run" in step]
+    named = 'make address URL="$GITHUB_SERVER_URL/$GITHUB_REPOSITORY"'
+    assert commands.index(named) < commands.index("make book")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda path: path.stem)
+def test_workflows_may_do_little_and_pin_what_they_use(path):
+    yaml = pytest.importorskip("yaml")
+    flow = yaml.safe_load(path.read_text(encoding="utf8"))
+    assert flow["permissions"] == {"contents": "read"}
+    for job in flow["jobs"].values():
+        assert job["timeout-minutes"] <= 60
+        assert set(job.get("permissions", {})) <= {"pages", "id-token"}
+        used = [step["uses"] for step in job["steps"] if "uses" in step]
+        assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", name) for name in used), used
 
 
 def test_command_says_what_is_missing():
