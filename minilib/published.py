@@ -258,17 +258,23 @@ def page(figures: Sequence[Figure], rows: Sequence[dict[str, Any]]) -> str:
     lines = [f"{len(known)} settings have published figures; {state}.{more}", ""]
     for task, title in TASKS.items():
         lines += [f"## {title}", "", f"Command: `minilib reproduce {task}`", ""]
-        lines += [_line(HEADER), _line(["---"] * len(HEADER)), *_body(task, figures, done), ""]
+        lines += [*_table(list(_body(task, figures, done))), ""]
     return "\n".join(lines)
 
 
-def _body(task: str, figures: Sequence[Figure], done: Mapping[Key, dict[str, Any]]) -> Iterator[str]:
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows under their header, without columns in which nothing stands."""
+    kept = [i for i in range(len(HEADER)) if any(row[i] for row in rows)]
+    return [_line([row[i] for i in kept]) for row in (HEADER, ["---"] * len(HEADER), *rows)]
+
+
+def _body(task: str, figures: Sequence[Figure], done: Mapping[Key, dict[str, Any]]) -> Iterator[list[str]]:
     for key in dict.fromkeys([f.key for f in figures if f.task == task] + [k for k in done if k[0] == task]):
         row = done.get(key) or _average(key, done)
         published = dict.fromkeys(f.metric for f in figures if f.key == key and not f.metric.endswith(" sd"))
         ours = {result["metric"]: result for result in row["results"]} if row else {}
         for metric in dict.fromkeys([*published, *ours]):
-            yield _line([*key[1:], metric, *_cells(figures, key, metric, ours.get(metric), row)])
+            yield [*key[1:], metric, *_cells(figures, key, metric, ours.get(metric), row)]
 
 
 def _cells(figures: Sequence[Figure], key: Key, metric: str, ours: dict[str, Any] | None, row: Any) -> list[str]:

@@ -226,11 +226,21 @@ def test_an_empty_ledger_says_so():
     assert "none of them has been run yet" in page
     body = [line for line in page.splitlines() if line.startswith("| ") and "| Set |" not in line and "---" not in line]
     assert len(body) == len({(*f.key, f.metric) for f in FIGURES if not f.metric.endswith(" sd")})
-    assert {line.split(" | ")[6] for line in body} == {"not run", "no command"}
+    assert {line.removesuffix(" |").split(" | ")[-1] for line in body} == {"not run", "no command"}
     [line] = lines_of(page, "dtd", "RN50", "16", "top1")
     [log] = [f.value for f in FIGURES if f.key == ("gda-fewshot", "dtd", "RN50", "16") and f.metric == "top1"]
     assert f"| {log:.2f} % ± " in line
     assert all(f"## {title}" in page for title in published.TASKS.values())
+
+
+def test_a_column_without_content_is_left_out():
+    """Until something has been run no table has intervals; one run brings the column to its own table alone."""
+    empty, one = published.page(FIGURES, []), published.page(FIGURES, [published.seal(row())])
+    assert (empty.count("95 % interval"), one.count("95 % interval")) == (0, 1)
+    for page in (empty, one):
+        for table in page.split("## ")[1:]:
+            widths = {line.count(" | ") for line in table.splitlines() if line.startswith("| ")}
+            assert len(widths) == 1, "a table's lines have different numbers of cells"
 
 
 def test_a_run_fills_its_line_only():
