@@ -266,7 +266,8 @@ def test_gradients_reach_first_and_last_layers_from_both_kinds_of_token(make, la
 
 
 def test_the_gradient_is_that_of_finite_differences():
-    """In float64: moving the first layer by h changes the sum by the gradient times h."""
+    """In float64: moving the first layer by h changes the sum by the gradient times h; what bends is below 1e-7 of it at this h."""
+    torch.manual_seed(0)
     model = tiny().double()
     images = pictures(model, 1).double()
     weight = model.visual.conv1.weight
@@ -278,10 +279,10 @@ def test_the_gradient_is_that_of_finite_differences():
     (grad,) = torch.autograd.grad(total(), weight)
     with torch.no_grad():
         values = []
-        for step in (1e-5, -2e-5):
+        for step in (1e-6, -2e-6):
             weight += step * direction
             values.append(total())
-    assert math.isclose((values[0] - values[1]) / 2e-5, (grad * direction).sum(), rel_tol=1e-6)
+    assert math.isclose((values[0] - values[1]) / 2e-6, (grad * direction).sum(), rel_tol=1e-6)
 
 
 @torch.no_grad()
