@@ -58,9 +58,10 @@ def write_text_tower(folder: Path, width: int = 16) -> tuple[CLIPTextModel, dict
     return tower, {token: i for i, token in enumerate(tokens)}
 
 
-def small_config(name: str) -> dict[str, Any]:
-    """open_clip's architecture of that name, its layers and widths shrunk; pictures, patches and words as they are."""
+def small_config(name: str, size: int | None = None) -> dict[str, Any]:
+    """open_clip's architecture of that name, layers and widths shrunk; patches and words as they are, ``size`` ours."""
     found = open_clip.get_model_config(name)
+    found["vision_cfg"] |= {} if size is None else {"image_size": size}
     found["embed_dim"] = 32
     found["vision_cfg"] |= {"layers": 2, "width": 64, "head_width": 32}
     found["text_cfg"] |= {"layers": 2, "width": 32, "heads": 2}
@@ -77,10 +78,10 @@ def snapshot(hub: Path, repository: str, revision: str) -> Path:
     return folder
 
 
-def write_small_clip(hub: Path, configs: Path, name: str, tag: str) -> None:
+def write_small_clip(hub: Path, configs: Path, name: str, tag: str, size: int | None = None) -> None:
     """A shrunk architecture under its real name, and weights of it where the hub's cache would have the tag's."""
     configs.mkdir(parents=True, exist_ok=True)
-    small = small_config(name)
+    small = small_config(name, size)
     (configs / f"{name}.json").write_text(json.dumps(small))
     repository = open_clip.get_pretrained_cfg(name, tag)["hf_hub"].rstrip("/")
     torch.manual_seed(0)

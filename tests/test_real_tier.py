@@ -25,8 +25,13 @@ def no_network(*args, **options): raise AssertionError("the chapter opened a soc
 socket.getaddrinfo = no_network
 open_clip.add_model_config({configs!r})
 """
-CHANGED = {  # a folder that a reader would name, and what takes hours on a GPU
-    "03_fewshot": [('DATA_ROOT, DATASET = "", "dtd"', 'DATA_ROOT, DATASET = "sets", "dtd"')],
+SMALL = 64  # side of the pictures in the few-shot chapters, 224 for a reader: twelve times fewer pixels
+IN_PIXELS = ('pretrained="openai"), 224', f'pretrained="openai"), {SMALL}')
+CHANGED = {  # smaller pictures, a folder that a reader would name, and what takes hours on a GPU
+    "01_clip": [('32 if TIER == "toy" else 224', f'32 if TIER == "toy" else {SMALL}')],
+    "02_gda": [IN_PIXELS],
+    "03_fewshot": [IN_PIXELS, ('DATA_ROOT, DATASET = "", "dtd"', 'DATA_ROOT, DATASET = "sets", "dtd"')],
+    "04_beyond": [IN_PIXELS],
     "10_gpu": [("STEPS = 4600 if TIER", "STEPS = 2 if TIER"), ('"batch": 16', '"batch": 2')],
 }
 
@@ -35,8 +40,8 @@ CHANGED = {  # a folder that a reader would name, and what takes hours on a GPU
 def hub(tmp_path_factory) -> tuple[Path, Path]:
     """A cache in huggingface_hub's layout, and a folder of the shrunk architectures."""
     home, configs = tmp_path_factory.mktemp("hub"), tmp_path_factory.mktemp("configs")
-    for name in ("ViT-B-32", "ViT-L-14"):
-        write_small_clip(home / "hub", configs, name, "openai")
+    write_small_clip(home / "hub", configs, "ViT-B-32", "openai", SMALL)
+    write_small_clip(home / "hub", configs, "ViT-L-14", "openai")
     diffusion = snapshot(home / "hub", SD, REVISION)
     write_stable_diffusion(diffusion, width=16, prediction="epsilon", widths=(8, 8, 16, 32))
     write_text_tower(diffusion, width=16)
