@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from minilib import exercises_adapt, exercises_clip, exercises_feed, exercises_see
+from minilib import exercises_adapt, exercises_beyond, exercises_clip, exercises_feed, exercises_see
 from minilib.judges import Exercise
 
 EXERCISES: dict[str, Exercise] = {
     **exercises_clip.EXERCISES,
     **exercises_adapt.EXERCISES,
+    **exercises_beyond.EXERCISES,
     **exercises_feed.EXERCISES,
     **exercises_see.EXERCISES,
 }

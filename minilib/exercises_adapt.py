@@ -1,25 +1,19 @@
-"""The exercises of the part "Adapt it": hints, right answers and known mistakes.
+"""The exercises of the chapters on GDA and few shots: hints, right answers and known mistakes.
 
-Used in: notebooks/02_gda.ipynb, notebooks/03_fewshot.ipynb, notebooks/04_beyond.ipynb
+Used in: notebooks/02_gda.ipynb, notebooks/03_fewshot.ipynb
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from minilib.evaluate import expected_calibration_error, reliability
 from minilib.judges import Choice, Exercise, Function, Number
 
 # What the functions of the exercises should do, what they are tried on, and their known mistakes ---------------------
-
-
-def _softmax(logits: np.ndarray, axis: int = 1) -> np.ndarray:
-    weights = np.exp(logits - logits.max(axis=axis, keepdims=True))
-    return weights / weights.sum(axis=axis, keepdims=True)
 
 
 def _draw_means(rng: np.random.Generator) -> tuple[Any, ...]:
@@ -49,7 +43,7 @@ def _left_out_of_all(means: np.ndarray, counts: np.ndarray, row: np.ndarray, k: 
 
 def _draw_bets(rng: np.random.Generator) -> tuple[Any, ...]:
     """Rows right 7 times in 10 whatever their confidence, so that bins have gaps of both signs."""
-    p = _softmax(2 * rng.normal(size=(300, 3)))
+    p = softmax(2 * rng.normal(size=(300, 3)), axis=1)
     miss = rng.random(300) > 0.7
     return p, (p.argmax(axis=1) + miss) % 3, int(rng.integers(8, 16))
 
@@ -76,27 +70,6 @@ def _ece_signed(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> flo
     right = probabilities.argmax(axis=1) == labels
     return abs(float(right.mean() - probabilities.max(axis=1).mean()))
 
-
-def _draw_posterior(rng: np.random.Generator) -> tuple[Any, ...]:
-    k = int(rng.integers(3, 6))
-    return rng.normal(size=(7, k)), rng.dirichlet(np.full(k, 5.0)), rng.dirichlet(np.full(k, 5.0))
-
-
-def _shifted(logits: np.ndarray, p_train: np.ndarray, p_test: np.ndarray) -> np.ndarray:
-    return _softmax(logits + np.log(p_test) - np.log(p_train))
-
-
-_PRIOR_SHIFT_MISTAKES: dict[str, Callable[..., Any]] = {
-    "the training priors are still in the logits": lambda z, train, test: _softmax(z + np.log(test)),
-    "the training priors are out, but the target priors are not in": lambda z, train, test: _softmax(z - np.log(train)),
-    "the two priors have changed places": lambda z, train, test: _shifted(z, test, train),
-    "that is the posterior before the correction": lambda z, train, test: _softmax(z),
-    "a ratio of priors belongs to probabilities, not to logits": lambda z, train, test: _softmax(z * test / train),
-    "the corrected rows no longer sum to one": lambda z, train, test: _softmax(z) * test / train,
-    "rows of exponentials do not sum to one": lambda z, train, test: np.exp(z) * test / train,
-    "those are logits, and probabilities were asked for": lambda z, train, test: z + np.log(test / train),
-    "the softmax runs over rows, not classes": lambda z, train, test: _softmax(z + np.log(test / train), axis=0),
-}
 
 # The table -----------------------------------------------------------------------------------------------------------
 
@@ -178,28 +151,5 @@ EXERCISES: dict[str, Exercise] = {
                 "that is in per cent, and a share was asked for": lambda p, y, bins: 100 * _ece(p, y, bins),
             },
         ),
-    ),
-    "ex-gda-harmonic": Exercise(
-        hints=(
-            "It is the mean that a small value pulls down most: average the inverses, then invert.",
-            "Twice the product over the sum, in per cent with two digits after the point.",
-        ),
-        judge=Number(
-            2 * 83.96 * 74.53 / (83.96 + 74.53),
-            rel=2e-4,
-            wrong={
-                (83.96 + 74.53) / 2: "that is the arithmetic mean",
-                math.sqrt(83.96 * 74.53): "that is the geometric mean",
-                83.96 * 74.53 / (83.96 + 74.53): "a factor of 2 is missing",
-                0.02 * 83.96 * 74.53 / (83.96 + 74.53): "that is a share, and per cent were asked for",
-            },
-        ),
-    ),
-    "ex-gda-prior-shift": Exercise(
-        hints=(
-            "Bayes' rule multiplies a density by a prior. Take the old prior out, put the new one in.",
-            "In logarithms a factor is a term to add. At the end, make each row sum to one again.",
-        ),
-        judge=Function(_shifted, _draw_posterior, takes="logits, p_train, p_test", mistakes=_PRIOR_SHIFT_MISTAKES),
     ),
 }

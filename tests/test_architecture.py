@@ -45,7 +45,8 @@ WORKS = {
     "loop",
     "mmvp",
 }  # files: no chapter derives them
-COURSE = {"judges", "quiz", "exercises", "exercises_clip", "exercises_adapt", "exercises_feed", "exercises_see"}
+PARTS = ("clip", "adapt", "beyond", "feed", "see")
+COURSE = {"judges", "quiz", "exercises"} | {f"exercises_{part}" for part in PARTS}
 MAY_IMPORT = {
     "drawing": set(),
     "world": {"drawing"},
@@ -58,8 +59,8 @@ MAY_IMPORT = {
     "feedback": GROUND | {"models", "towers", "training"},
     "evaluate": GROUND,
     "judges": {"evaluate"},
-    **{f"exercises_{part}": FIRST_FLOOR | METHODS | {"judges", "world"} for part in ("clip", "adapt", "feed", "see")},
-    "exercises": {"judges", "exercises_clip", "exercises_adapt", "exercises_feed", "exercises_see"},
+    **{f"exercises_{part}": FIRST_FLOOR | METHODS | {"judges", "world"} for part in PARTS},
+    "exercises": {"judges"} | {f"exercises_{part}" for part in PARTS},
     "quiz": set(),
     "metadata": GROUND,
     "models": GROUND | {"checkpoints"},

@@ -93,7 +93,7 @@ def test_exercises_state_kind_difficulty_and_minutes(path):
 
 
 def test_every_solution_passes_its_check_in_the_build(path):
-    """Between the marks of a solution a cell asserts that the answer is right, so the chapter cannot run if it is not."""
+    """A cell between the marks of a solution asserts that its answer is right: else the chapter does not run."""
     inside, proven, solutions = None, [], []
     for cell in read(path).cells:
         if cell.cell_type == "markdown":
