@@ -163,6 +163,7 @@ class Plain:
     def __call__(self, text: str) -> str:
         text = re.sub(r"^\([a-z-]+\)=\n", "", text, flags=re.MULTILINE)
         text = DIRECTIVE.sub(self.directive, text)
+        text = re.sub(r"\s*\$\$ \(eq-([\w-]+)\)", r" \\tag{\1} $$", text)
         text = re.sub(r"\{([a-z:]+)\}`([^`]+)`", self.role, text)
         return re.sub(r"\\([TRE])(?![A-Za-z])", lambda found: MACROS[found[1]], text)
 

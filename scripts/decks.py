@@ -46,7 +46,7 @@ STYLE = """.reveal { font-size: 30px; font-family: system-ui, sans-serif; }
 .reveal pre { font-size: 0.56em; width: 100%; box-shadow: none; background: #f5f5f5; }
 .reveal pre code { max-height: none; padding: 0.8em; color: #222; }
 .reveal blockquote { width: 95%; box-shadow: none; background: #eef4fb; border-left: 6px solid #0072b2; }
-.reveal blockquote { font-style: normal; padding: 0.2em 1em; }
+.reveal blockquote { font-style: normal; font-size: 0.9em; padding: 0.2em 1em; }
 .reveal h3 { font-family: inherit; text-transform: none; letter-spacing: 0; font-size: 0.9em; color: #666; }
 .reveal mjx-container[display] { font-size: 78% !important; }
 .reveal table { font-size: 0.7em; }
