@@ -71,6 +71,20 @@ def _ece_signed(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> flo
     return abs(float(right.mean() - probabilities.max(axis=1).mean()))
 
 
+def _draw_scatter(rng: np.random.Generator) -> tuple[Any, ...]:
+    n = int(rng.integers(5, 20))
+    rows = rng.normal(size=(n, 4)) * [1, 2, 3, 4]
+    return rows.T @ rows, n, float(rng.uniform(0.1, 0.4))
+
+
+def _towards_the_diagonal(S: np.ndarray, N: int, share: float) -> np.ndarray:
+    return ((1 - share) * S + share * np.diag(np.diag(S))) / N
+
+
+def _towards_the_round(S: np.ndarray, N: int, share: float) -> np.ndarray:
+    return ((1 - share) * S + share * np.trace(S) / len(S) * np.eye(len(S))) / N
+
+
 # The table -----------------------------------------------------------------------------------------------------------
 
 EXERCISES: dict[str, Exercise] = {
@@ -149,6 +163,106 @@ EXERCISES: dict[str, Exercise] = {
                 "the bins are unweighted, and empty ones count too": _ece_of_all_bins,
                 "gaps of opposite sign cancel before their size is taken": _ece_signed,
                 "that is in per cent, and a share was asked for": lambda p, y, bins: 100 * _ece(p, y, bins),
+            },
+        ),
+    ),
+    "ex-gda-sharing": Exercise(
+        hints=(
+            "Which terms of the log-density hold P, and which cancelled because P was the same for all classes?",
+            "A boundary is where two log-densities agree. Is their difference still linear in x?",
+        ),
+        judge=Choice(
+            "quadrics",
+            wrong={
+                "planes": "the square in x depends on the class now, so it does not cancel",
+                "spheres": "that needs each covariance to be a multiple of the identity as well",
+            },
+        ),
+    ),
+    "ex-gda-break": Exercise(
+        hints=(
+            "The rows of a class around their own mean sum to zero: how many of them are free?",
+            "Four classes of sixteen rows: take one direction off for each mean.",
+        ),
+        judge=Number(
+            4 * 15,
+            wrong={
+                64: "the rows of a class around their own mean sum to zero",
+                63: "that is around one common mean, and each class has its own",
+                128: "so few rows do not span all directions of the features",
+            },
+        ),
+    ),
+    "ex-gda-callable": Exercise(
+        hints=(
+            "The diagonal of S / N holds the variances. Which matrix has the same diagonal and nothing beside it?",
+            "Mix the two: their diagonals agree, so there the weights may be any two that sum to one.",
+        ),
+        judge=Function(
+            _towards_the_diagonal,
+            _draw_scatter,
+            takes="S, N, share",
+            mistakes={
+                "the variances are pulled to their mean, and they were to stay as they are": _towards_the_round,
+                "a scatter is a sum; a covariance is a mean": lambda S, N, share: N * _towards_the_diagonal(S, N, share),
+                "share is what the other entries lose, not what they keep": lambda S, N, share: _towards_the_diagonal(
+                    S, N, 1 - share
+                ),
+                "the variances have shrunk with the rest": lambda S, N, share: (1 - share) * S / N,
+            },
+        ),
+    ),
+    "ex-gda-dials": Exercise(
+        hints=(
+            "Doubling both doubles every logit. What does a factor do to the largest of some numbers?",
+            "A temperature divides logits. Which temperature makes doubled logits as sure as the old ones?",
+        ),
+        judge=Number(
+            2,
+            wrong={
+                4: "a common factor changes neither the largest logit nor what the right temperature makes of them",
+                3: "the fitted temperature takes the factor out again, so one of your three stays",
+                1: "the temperature is fitted to the new logits, so it changes as well",
+                0: "doubled logits are surer, and how sure they are is being measured",
+            },
+        ),
+    ),
+    "ex-gda-peek": Exercise(
+        hints=(
+            "The Gaussian's means were computed from the very rows that are asked about.",
+            "At the left end the text decides alone, at the right end the Gaussian. Which of them has seen the rows?",
+        ),
+        judge=Choice(
+            "rises",
+            wrong={
+                "falls": "the Gaussian has seen these rows, so trusting it more does not cost anything on them",
+                "peaks": "that is what happens on rows that were left out, and these were not",
+            },
+        ),
+    ),
+    "ex-gda-missing": Exercise(
+        hints=(
+            "What Gaussian logit does a class without pictures get, and which labelled class has the same one?",
+            "Equal terms cancel in a comparison of two classes. Which term is left?",
+        ),
+        judge=Choice(
+            "text",
+            wrong={
+                "gaussian": "the unlabelled class gets the best labelled class's Gaussian logit, so the two cancel",
+                "both": "one of the two terms is the same for both classes in this comparison",
+            },
+        ),
+    ),
+    "ex-gda-kappa": Exercise(
+        hints=(
+            "Write the anchored mean of a class with n rows and let the one row leave.",
+            "With no row left, (sum + kappa a) / (n + kappa) is kappa a / kappa.",
+        ),
+        judge=Choice(
+            "text",
+            wrong={
+                "nothing": "the anchor still gives the class a place when no row is left",
+                "row": "the row has been left out, and a judge that keeps it is not fair",
             },
         ),
     ),

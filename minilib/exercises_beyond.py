@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from minilib.judges import Exercise, Function, Number
+from minilib.judges import Choice, Exercise, Function, Number
 
 
 def _draw_posterior(rng: np.random.Generator) -> tuple[Any, ...]:
@@ -63,5 +63,59 @@ EXERCISES: dict[str, Exercise] = {
             "In logarithms a factor is a term to add. At the end, make each row sum to one again.",
         ),
         judge=Function(_shifted, _draw_posterior, takes="logits, p_train, p_test", mistakes=_PRIOR_SHIFT_MISTAKES),
+    ),
+    "ex-gda-priors": Exercise(
+        hints=(
+            "How often do the classes turn up where the classifier is *used*?",
+            "The training rows are lopsided and the test rows are not. Which prior describes the test?",
+        ),
+        judge=Choice(
+            "uniform",
+            wrong={
+                "empirical": "that prior holds for data like the training rows, and the test is balanced",
+                "neither": "the test holds all numbers equally often, which one of the two says",
+            },
+        ),
+    ),
+    "ex-gda-anchor": Exercise(
+        hints=(
+            "Set the derivative with respect to the mean to zero; P is invertible and drops out.",
+            "With all responsibilities zero, only the term with the anchor is left in the bracket.",
+        ),
+        judge=Choice(
+            "anchor",
+            wrong={
+                "origin": "no term of the objective pulls a mean to zero",
+                "mean of all": "the responsibilities of this class are zero, so no picture pulls at it",
+            },
+        ),
+    ),
+    "ex-gda-borrowed": Exercise(
+        hints=(
+            "Ask for each case what is different between two of the new classes.",
+            "All neighbours and no copies of the text: what are the classes' means made of?",
+        ),
+        judge=Choice(
+            "c",
+            wrong={
+                "a": "so many copies make the means the texts, which is zero-shot with another metric",
+                "b": "the copies of the text still differ from class to class, if only by a little",
+            },
+        ),
+    ),
+    "ex-gda-no-labels": Exercise(
+        hints=(
+            "If every picture is named with certainty and all classes are equally frequent, what is the mean of q?",
+            "The entropy of a uniform distribution over K classes is the logarithm of K.",
+        ),
+        judge=Number(
+            math.log(80),
+            rel=1e-3,
+            wrong={
+                math.log2(80): "that is in bits, and nats were asked for",
+                0: "that is the entropy of one picture's answer, not of the mean over pictures",
+                math.log(4): "that is a batch with four classes, and here all are present",
+            },
+        ),
     ),
 }
