@@ -71,20 +71,6 @@ def _ece_signed(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> flo
     return abs(float(right.mean() - probabilities.max(axis=1).mean()))
 
 
-def _draw_scatter(rng: np.random.Generator) -> tuple[Any, ...]:
-    n = int(rng.integers(5, 20))
-    rows = rng.normal(size=(n, 4)) * [1, 2, 3, 4]
-    return rows.T @ rows, n, float(rng.uniform(0.1, 0.4))
-
-
-def _towards_the_diagonal(S: np.ndarray, N: int, share: float) -> np.ndarray:
-    return ((1 - share) * S + share * np.diag(np.diag(S))) / N
-
-
-def _towards_the_round(S: np.ndarray, N: int, share: float) -> np.ndarray:
-    return ((1 - share) * S + share * np.trace(S) / len(S) * np.eye(len(S))) / N
-
-
 # The table -----------------------------------------------------------------------------------------------------------
 
 EXERCISES: dict[str, Exercise] = {
@@ -195,20 +181,14 @@ EXERCISES: dict[str, Exercise] = {
     ),
     "ex-gda-callable": Exercise(
         hints=(
-            "The diagonal of S / N holds the variances. Which matrix has the same diagonal and nothing beside it?",
-            "Mix the two: their diagonals agree, so there the weights may be any two that sum to one.",
+            "On the diagonal no correlation is left. What does a Gaussian without correlations assume of the features?",
+            "Features independent given the class: the assumption has given a well-known classifier its name.",
         ),
-        judge=Function(
-            _towards_the_diagonal,
-            _draw_scatter,
-            takes="S, N, share",
-            mistakes={
-                "the variances are pulled to their mean, and they were to stay as they are": _towards_the_round,
-                "a scatter is a sum; a covariance is a mean": lambda S, N, share: N * _towards_the_diagonal(S, N, share),
-                "share is what the other entries lose, not what they keep": lambda S, N, share: _towards_the_diagonal(
-                    S, N, 1 - share
-                ),
-                "the variances have shrunk with the rest": lambda S, N, share: (1 - share) * S / N,
+        judge=Choice(
+            "naive bayes",
+            wrong={
+                "nearest mean": "that one gives all features the same variance, and here they keep their own",
+                "logistic regression": "that one has no covariance, and is searched for rather than written down",
             },
         ),
     ),

@@ -68,7 +68,7 @@ EXERCISES: dict[str, Exercise] = {
             wrong={
                 0.25: "that is the wedge of statements at right angles",
                 0.5: "that is how often one statement alone is right",
-                135 / 360: "that is the wedge in which the first is right and the second wrong as well",
+                135 / 360: "that is the wedge in which the first is right and the second wrong",
             },
         ),
     ),
