@@ -22,8 +22,9 @@ EXAMPLES = ("example.", "localhost", "127.0.0.1", "w3.org", "schema.org")
 def addresses(places: list[Path]) -> list[str]:
     """Every outside address in the pages, once."""
     files = [file for place in places for file in ([place] if place.is_file() else sorted(place.rglob("*.html")))]
-    found = {hit.rstrip(".,;") for file in files for hit in ADDRESS.findall(file.read_text(encoding="utf8"))}
-    return sorted(hit.split("#")[0] for hit in found if not any(word in hit for word in EXAMPLES))
+    texts = (file.read_text(encoding="utf8") for file in files)
+    found = {hit.rstrip(".,;").split("#")[0] for text in texts for hit in ADDRESS.findall(text)}
+    return sorted(hit for hit in found if not any(word in hit for word in EXAMPLES))
 
 
 def state(address: str, timeout: float = 20) -> str:
@@ -42,7 +43,7 @@ def state(address: str, timeout: float = 20) -> str:
 
 
 def main(places: list[Path]) -> int:
-    wanted = sorted(set(addresses(places)))
+    wanted = addresses(places)
     with ThreadPoolExecutor(8) as pool:
         states = dict(zip(wanted, pool.map(state, wanted), strict=True))
     for address, said in states.items():

@@ -19,7 +19,7 @@ from house import repository_address
 BUDGETS = "budgets.json"  # seconds that a chapter may take when the book is built on two cores
 MISSING = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Page not found</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
-<style>body {{ font: 1.1rem/1.6 system-ui, sans-serif; max-width: 34rem; margin: 20vh auto; padding: 0 1rem; }}</style>
+<style>body {{ font: 1.1rem/1.6 system-ui, sans-serif; max-width: 34rem; margin: 20vh auto; }}</style>
 </head><body><main><h1>This page is not in the book</h1>
 <p>The address may be old or mistyped. <a href="{home}">Start at the first page</a>; every chapter is in its contents.</p>
 </main></body></html>
@@ -73,8 +73,8 @@ def add_verified(app: Any, page: str, template: str, context: dict[str, Any], do
     day = datetime.datetime.fromtimestamp(ran["mtime"], datetime.UTC).date()
     limit = budgets(Path(app.srcdir))[Path(page).name]
     line = (
-        f'<p class="verified">Last verified {day}: every cell ran, in {ran["runtime"]:.0f} of {limit} seconds allowed on '
-        "two CPU cores, with nothing downloaded.</p>"
+        f'<p class="verified">Last verified {day}: every cell ran, in {ran["runtime"]:.0f} of {limit} seconds allowed '
+        "on two CPU cores, with nothing downloaded.</p>"
     )
     context["body"] = context["body"].replace("</h1>", f"</h1>\n{line}", 1)
 
