@@ -21,7 +21,7 @@ MISSING = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>P
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
 <style>body {{ font: 1.1rem/1.6 system-ui, sans-serif; max-width: 34rem; margin: 20vh auto; }}</style>
 </head><body><main><h1>This page is not in the book</h1>
-<p>The address may be old or mistyped. <a href="{home}">Start at the first page</a>; every chapter is in its contents.</p>
+<p>The address may be old or mistyped. <a href="{home}">Start at the first page</a>, which lists them all.</p>
 </main></body></html>
 """
 
