@@ -183,7 +183,7 @@ class Plain:
         name, text = found.groups()
         if name == "glue:text":
             key, _, form = text.partition(":")
-            return format(_number(self.numbers[key]), form)
+            return format(number(self.numbers[key]), form)
         if name == "eq":
             return f"({text.removeprefix('eq-')})"
         if name == "doc":
@@ -195,7 +195,7 @@ class Plain:
         raise ValueError(f"{self.chapter}: no plain form is known for the role {{{name}}}")
 
 
-def _number(text: str) -> Any:
+def number(text: str) -> Any:
     """A glued value: a number, or the words between its quotation marks."""
     try:
         return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import chapters
+import check_numbers
 import course
 import decks
 import editions
@@ -71,6 +72,15 @@ def test_a_form_that_is_not_known_is_named():
         PLAIN("{dfn}`scatter`")
     with pytest.raises(ValueError, match=r"no plain form is known for the directive \{margin\}"):
         PLAIN("```{margin}\nx\n```\n")
+
+
+def test_numbers_typed_by_hand_are_found():
+    prose = (
+        "It gets {glue:text}`best:.1f` %, not 71.3 %, in `71.3` of $71.3$ and 12 steps of {glue:text}`few`, in 1998."
+    )
+    assert check_numbers.typed(prose, {"best": "71.3049", "few": "12", "other": "1998"}) == {"71.3": "best"}
+    assert check_numbers.typed("1,234 and 1,234.5", {"n": "1234"}) == {}
+    assert check_numbers.typed("{glue:text}`n:,d`: 1,234, and 1,234.5", {"n": "1234"}) == {"1,234": "n"}
 
 
 # Stubs and problems --------------------------------------------------------------------------------------------------
