@@ -14,9 +14,9 @@ import nbformat
 from jupyter_cache import get_cache
 
 NOT_PROSE = re.compile(r"`{3,}.*?`{3,}|\$\$.*?\$\$|\$[^$]+\$|`[^`]*`|\]\([^)]*\)|<[^>]+>", re.DOTALL)
-NUMBER = re.compile(r"(?<![\w.,])[+-]?\d[\d,]*(?:\.\d+)?(?![\w]|[.,]\d)")
+NUMBER = re.compile(r"(?<![\w.,])[+-]?\d+(?:,\d{3})*(?:\.\d+)?(?![\w]|[.,]\d)")
 YEARS = range(1950, 2100)
-FACTS = {  # numbers that a paper prints, or a setting that the text states, and that a cell happens to arrive at as well
+FACTS = {  # numbers that a paper prints, or a setting that the text states, and that a cell arrives at as well
     "05_metadata": {"86,654", "86,554"},  # the paper's table
     "06_balance": {"86,654", "20,000"},  # the paper's table; CLIP's own threshold
     "09_diva": {"150"},  # the default of diva.Config.steps
