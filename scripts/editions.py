@@ -86,7 +86,7 @@ def instructor(chapter: Chapter) -> NotebookNode:
 def notes(exercise: Exercise) -> str:
     """For the instructor: points, what the check accepts, hints and known mistakes."""
     known = EXERCISES[exercise.label]
-    lines = [f"**For the instructor.** {exercise.points} points. Accepted: {accepted(exercise.label)}.", ""]
+    lines = [f"**For the instructor.** Points: {exercise.points}. Accepted: {accepted(exercise.label)}.", ""]
     lines += [f"- Hint {number}: {said}" for number, said in enumerate(known.hints, 1)]
     return "\n".join([*lines, *(f"- Mistake: {said}" for said in mistakes(exercise.label))])
 
