@@ -18,7 +18,7 @@ NUMBER = re.compile(r"(?<![\w.,])[+-]?\d+(?:,\d{3})*(?:\.\d+)?(?![\w]|[.,]\d)")
 YEARS = range(1950, 2100)
 FACTS = {  # numbers that a paper prints, or a setting that the text states, and that a cell arrives at as well
     "05_metadata": {"86,654", "86,554"},  # the paper's table
-    "06_balance": {"86,654", "20,000"},  # the paper's table; CLIP's own threshold
+    "06_balance": {"86,654", "20,000", "500,000"},  # the paper's table; CLIP's own threshold and number of entries
     "09_diva": {"150"},  # the default of diva.Config.steps
     "10_gpu": {"2.94"},  # the paper's millions of pictures
 }
