@@ -35,7 +35,13 @@ PAGE = """<!DOCTYPE html>
 <script src="mathjax/tex-chtml.js"></script>
 <script src="reveal/dist/reveal.js"></script><script src="reveal/plugin/notes/notes.js"></script>
 <script>
+const fit = () => {{  // a long slide gets smaller letters, not a scroll bar
+  const slide = Reveal.getCurrentSlide();
+  for (let size = 95; slide.scrollHeight > 700 && size >= 50; size -= 5) slide.style.fontSize = size + "%";
+}};
+Reveal.on("slidechanged", fit);
 Reveal.initialize({{hash: true, slideNumber: "c/t", plugins: [RevealNotes], width: 1280, height: 720}});
+MathJax.startup.promise.then(fit);
 </script>
 </body></html>
 """

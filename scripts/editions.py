@@ -144,8 +144,8 @@ def assignment(chapter: Chapter) -> NotebookNode:
         f"# Assignment: {chapter.title}\n\nRead the chapter first; (names in brackets) are its equations. Each answer "
         "is tested by the cell below it, which says in a sentence what is missing."
     )
-    cells = [markdown(head, **graded("head", 0, solution=False)),
-             code(f"import numpy as np\n\n{IMPORT}", **graded("imports", 0, solution=False))]  # fmt: skip
+    start = f"import numpy as np\nfrom scipy.special import softmax\n\n{IMPORT}"
+    cells = [markdown(head, **graded("head", 0, solution=False)), code(start, **graded("imports", 0, solution=False))]
     for piece in chapter.exercises:
         cells += graded_exercise(piece)
     if chapter.name in PROBLEMS:
@@ -182,11 +182,11 @@ def solved(exercise: Exercise) -> str:
 
 
 def written_function(exercise: Exercise) -> tuple[str, str]:
-    """The code of a solution without its check, and the name of the function that the check got."""
+    """The code of a solution up to its check, and the name of the function that the check got."""
     cell = next(cell.source for cell in exercise.solution if "assert check(" in cell.source)
     asked = re.search(rf'^assert check\("{exercise.label}", (.+)\) == "Right\."$', cell, re.MULTILINE)
     assert asked, exercise.label
-    return cell.replace(asked[0], "").strip(), asked[1]
+    return cell[: asked.start()].strip(), asked[1]
 
 
 def graded_problem(name: str, problem: Problem) -> list[NotebookNode]:
