@@ -79,6 +79,13 @@ def add_verified(app: Any, page: str, template: str, context: dict[str, Any], do
     context["body"] = context["body"].replace("</h1>", f"</h1>\n{line}", 1)
 
 
+def plain_bibliography(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Its entries have the role of a bibliography's entry already, which a list may not hold."""
+    context["body"] = (context.get("body") or "").replace(
+        '<div role="list" class="citation-list">', '<div class="citation-list">'
+    )
+
+
 def check_budgets(app: Any, error: Exception | None) -> None:
     """Warn, and so fail the build, about a chapter that took longer than it may or has no budget."""
     from sphinx.util import logging
@@ -117,6 +124,7 @@ def write_extras(app: Any, error: Exception | None) -> None:
 def setup(app: Any) -> dict[str, bool]:
     app.connect("html-page-context", add_verified, priority=600)
     app.connect("html-page-context", add_preview, priority=850)
+    app.connect("html-page-context", plain_bibliography, priority=860)
     app.connect("build-finished", check_budgets)
     app.connect("build-finished", write_extras)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
