@@ -136,7 +136,7 @@ def axe():
 @pytest.mark.book
 @pytest.mark.parametrize("name", PAGES)
 def test_axe_finds_nothing_serious(name, visit, axe):
-    """All rules in the light theme, and in the dark one the rule that depends on it. Formulas are MathJax's own affair."""
+    """All rules in the light theme; in the dark one the rule that depends on it. Formulas are MathJax's affair."""
     tab, _ = visit(name)
     tab.evaluate(axe)
     serious = []
