@@ -11,7 +11,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONWARNINGS ?= ignore::DeprecationWarning
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help env book test check lab weights feed gpu bench lock address clean
+.PHONY: help env book test check course pdf lab weights feed gpu bench lock address clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -33,6 +33,14 @@ check: env  ## format, lint, types, stripped notebooks, architecture
 	@echo "minilib: lint" && $(PY) -m ruff check .
 	@echo "minilib: types" && $(PY) -m mypy
 	@echo "minilib: notebooks and architecture" && $(PY) -m pytest -q tests/test_architecture.py tests/test_notebooks.py
+
+course: env  ## write student and instructor notebooks, slides, assignments and the key into _build/course
+	@$(PY) scripts/build_book.py --if-needed
+	@$(PY) scripts/course.py
+
+pdf: env  ## print the built book into _build/book.pdf (needs Chromium)
+	@$(PY) scripts/build_book.py --if-needed
+	@$(PY) scripts/print_book.py
 
 lab: env  ## open the chapters in JupyterLab
 	@echo "minilib: opening notebooks/ in JupyterLab; stop it with Ctrl-C"

@@ -89,6 +89,8 @@ def main() -> int:
         shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
         print("minilib: the book did not build; the first warning or error above says why", file=sys.stderr)
         return 1
+    if subprocess.run([sys.executable, str(ROOT / "scripts" / "check_numbers.py")], cwd=ROOT, env=env).returncode:
+        return 1
     DONE_MARK.touch()
     os.utime(DONE_MARK, (started, started))  # a source changed while the book was being built is newer
     page = BUILD / "html" / "index.html"

@@ -15,7 +15,7 @@ if [ ! -e "$venv/.minilib-canary" ]; then
   echo "canary: making $venv with the $end versions (Python $python)"
   uv venv --quiet --python "$python" "$venv"
   uv pip install --quiet --python "$venv/bin/python" --resolution "$resolution" --prerelease disallow \
-    -e ".[book,curate,scale,gpu,dev]" "pip>=24"
+    -e ".[book,curate,scale,gpu,course,dev]" "pip>=24"
   touch "$venv/.minilib-canary"
 fi
 uv pip freeze --python "$venv/bin/python" |

@@ -10,7 +10,7 @@ trap 'rm -f "$new"' EXIT
   echo "# Exact versions for the book and for CI, written by 'make lock' from pyproject.toml. Do not edit by hand."
   echo "# Readers who install minilib beside their own packages need not use it: pyproject.toml has loose bounds."
   "$python" -m uv pip compile pyproject.toml --no-config --universal --python-version 3.11 \
-    --extra book --extra curate --extra scale --extra gpu --extra dev --upgrade \
+    --extra book --extra curate --extra scale --extra gpu --extra course --extra dev --upgrade \
     --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links --quiet
 } >"$new"
 if grep -nE '://|@ |file:|index-url|find-links' "$new"; then

@@ -5,10 +5,6 @@ skipped on a reader's machine and fail in CI.
 """
 
 import functools
-import http.server
-import os
-import shutil
-import threading
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
@@ -18,47 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "_build" / "html"
 PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html") if "_static" not in path.parts)
-SUBPATH = "/some/where/"
 
 pytestmark = pytest.mark.book
-
-
-def unavailable(reason: str):
-    """Skip where a reader may lack something; fail where nobody should."""
-    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
-
-
-@pytest.fixture(scope="session")
-def browser():
-    executable = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if not executable:
-        unavailable("no Chromium: install Debian's package chromium or name one in CHROMIUM")
-    api = pytest.importorskip("playwright.sync_api")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-    with api.sync_playwright() as player:
-        chromium = player.chromium.launch(executable_path=executable, args=flags)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="session")
-def origin(tmp_path_factory):
-    """The site served from a sub-path, as a project page is."""
-    if not PAGES:
-        unavailable("no built book in _build/html: run make book")
-    folder = tmp_path_factory.mktemp("server")
-    mount = folder / SUBPATH.strip("/")
-    mount.parent.mkdir(parents=True)
-    mount.symlink_to(SITE, target_is_directory=True)
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
 
 
 class Page(HTMLParser):
@@ -79,33 +36,6 @@ class Page(HTMLParser):
 @functools.cache
 def parsed(path: Path) -> Page:
     return Page(path)
-
-
-@pytest.fixture
-def visit(browser, origin):
-    """Open a page and give (page, what went wrong on the way)."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    trouble: list[str] = []
-
-    def guard(route):
-        if route.request.url.startswith((origin, "data:", "blob:")):
-            route.continue_()
-        else:
-            trouble.append(f"request to another origin: {route.request.url}")
-            route.abort()
-
-    context.route("**/*", guard)
-    tab = context.new_page()
-    tab.on("console", lambda message: trouble.append(f"console: {message.text}") if message.type == "error" else None)
-    tab.on("pageerror", lambda error: trouble.append(f"script error: {error}"))
-    tab.on("response", lambda answer: trouble.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None)
-
-    def go(name: str):
-        tab.goto(origin + SUBPATH + name, wait_until="networkidle")
-        return tab, trouble
-
-    yield go
-    context.close()
 
 
 MATHS = """async () => {
@@ -130,9 +60,7 @@ IMAGES = """async () => {
 }"""
 
 
-def test_every_chapter_was_built():
-    if not PAGES:
-        unavailable("no built book in _build/html: run make book")
+def test_every_chapter_was_built(origin):
     chapters = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert {f"notebooks/{name}.html" for name in chapters} <= set(PAGES)
     assert {"index.html", "book/preface.html", "book/api.html", "book/ledger.html"} <= set(PAGES)

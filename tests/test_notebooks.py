@@ -81,14 +81,38 @@ def test_every_exercise_has_a_solution(path):
     text = prose(path)
     exercises = re.findall(r"\{exercise(?:-start)?\}[^\n]*\n:label: (\S+)", text)
     solutions = re.findall(r"\{solution(?:-start)?\} (\S+)\n((?::.*\n)*)", text)
-    assert len(exercises) >= 2
+    assert len(exercises) >= 5
     assert sorted(exercises) == sorted(name for name, _ in solutions)
     assert all(":class: dropdown" in options for _, options in solutions), "fold every solution"
 
 
-def test_exercises_state_minutes(path):
-    for body in re.findall(r"\{exercise(?:-start)?\}(.*?)\{(?:exercise-end|solution)", prose(path), re.DOTALL):
-        assert re.search(r"\d+ min", body), body[:200]
+def test_exercises_state_kind_difficulty_and_minutes(path):
+    """One form everywhere, which the editions of the course read: *Predict, then code; easy, 10 minutes.*"""
+    for label, body in re.findall(r":label: (\S+)\n`+\n(.*?)\{exercise-end", prose(path), re.DOTALL):
+        assert re.match(r"\*[A-Z][a-z, -]+; (easy|medium|hard), \d+ minutes\.\* ", body), f"{label}: {body[:80]}"
+
+
+def test_every_solution_passes_its_check_in_the_build(path):
+    """A cell between the marks of a solution asserts that its answer is right: else the chapter does not run."""
+    inside, proven, solutions = None, [], []
+    for cell in read(path).cells:
+        if cell.cell_type == "markdown":
+            for start, name in re.findall(r"\{solution-(start|end)\} ?(\S*)", cell.source):
+                inside = name if start == "start" else None
+                solutions += [name] if inside else []
+        elif inside:
+            proven += re.findall(rf'assert check\("({inside})", .+\) == "Right\."', cell.source)
+            assert "check(" not in cell.source or inside in proven
+        else:
+            assert "check(" not in cell.source, "an answer outside of a solution"
+    assert sorted(set(proven)) == sorted(solutions)
+
+
+def test_exercises_say_how_to_check_an_answer(path):
+    bodies = re.findall(r":label: (\S+)\n`+\n(.*?)\{exercise-end", prose(path), re.DOTALL)
+    assert not [label for label, body in bodies if f'check("{label}", ' not in body]
+    kinds = " ".join(body.split(";")[0].lower() for _, body in bodies)
+    assert all(kind in kinds for kind in ("predict", "derive", "code", "break it", "open")), kinds
 
 
 def test_page_skeleton(path):
