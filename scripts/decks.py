@@ -130,7 +130,7 @@ def equations(prose: str) -> list[str]:
 
 
 def pictures(cell: Any) -> list[str]:
-    """The slides of a cell: its code where that is short and not hidden in the book, and its figures."""
+    """The slides of a cell: its code where that is short and shown in the book, short printed tables, its figures."""
     tags, bodies = cell.metadata.get("tags", []), []
     if not tags and len(cell.source.splitlines()) <= SHOWN_LINES and "import " not in cell.source:
         bodies.append(f"<pre><code>{html.escape(cell.source)}</code></pre>")
@@ -138,6 +138,8 @@ def pictures(cell: Any) -> list[str]:
         return []
     alt = html.escape(cell.metadata.get("mystnb", {}).get("image", {}).get("alt", ""))
     for output in cell.outputs:
+        if output.output_type == "stream" and "|" not in output.text and 1 < output.text.count("\n") <= SHOWN_LINES:
+            bodies.append(f"<pre><code>{html.escape(output.text.rstrip())}</code></pre>")
         image = output.get("data", {}).get("image/png")
         if image and "scrapbook" not in output.get("metadata", {}):
             bodies.append(f'<img alt="{alt}" src="data:image/png;base64,{image.strip()}">')

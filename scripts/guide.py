@@ -35,5 +35,5 @@ def misconceptions(book: list[Chapter]) -> str:
         lines += ["", f"### {chapter.title}", ""]
         for question in Quiz(chapter.name).questions:
             lines += [f"- “{option.say}” {option.why}" for option in question.options if not option.right]
-        lines += [f"- In {e.title}: {said}." for e in chapter.exercises for said in mistakes(e.label)]
+        lines += [f"- In {e.title}: {said.rstrip('.?')}." for e in chapter.exercises for said in mistakes(e.label)]
     return "\n".join(lines)
