@@ -69,10 +69,10 @@ EXERCISES: dict[str, Exercise] = {
     "ex-meta-prune": Exercise(
         hints=(
             "Which pairs does prune(2) drop in one shard, and how many mentions of a pair go with that?",
-            "At most one mention in each shard; how many shards are there?",
+            "Work out what one shard can lose at most. Every shard can do that to the same pair.",
         ),
         judge=Number(
-            8,
+            8 * (2 - 1),
             wrong={
                 1: "that is what one shard can lose, and there are several",
                 2: "a pair seen twice in a shard is kept",
@@ -83,10 +83,10 @@ EXERCISES: dict[str, Exercise] = {
     "ex-meta-break": Exercise(
         hints=(
             "Two invented words that only occur together have the highest PMI there is. What is the other threshold?",
-            "The pair must be seen five times, and a pair has two words.",
+            "The score is at its top from the first mention on, so only the other threshold costs text. Count words.",
         ),
         judge=Number(
-            10,
+            2 * 5,
             wrong={
                 2: "that passes the score alone, and there is a threshold on mentions as well",
                 5: "each mention of the pair is two words",
@@ -97,7 +97,7 @@ EXERCISES: dict[str, Exercise] = {
     "ex-meta-own": Exercise(
         hints=(
             "PMI is at most the logarithm of N over the pair's own count.",
-            "Set the count to five, N to two million, and take the logarithm to base 2.",
+            "The smallest count that you admit has the highest ceiling. A bit is a doubling.",
         ),
         judge=Number(
             math.log2(2e6 / 5),
@@ -106,6 +106,7 @@ EXERCISES: dict[str, Exercise] = {
                 math.log2(2e6): "that is the ceiling of pairs seen once",
                 math.log(2e6 / 5): "that is in nats, and bits were asked for",
                 math.log2(2e6 * 5): "more mentions lower the ceiling; they do not raise it",
+                30: "that is the threshold for Wikipedia, and this corpus is thousands of times smaller",
             },
         ),
     ),
@@ -170,21 +171,22 @@ EXERCISES: dict[str, Exercise] = {
     "ex-curate-own": Exercise(
         hints=(
             "Each entry keeps min(c, t) of its matches on the average. Which of the two lies above t?",
-            "The frequent one is cut down to t, and the rare one stays whole.",
+            "Write down what each of the two keeps, and only then divide.",
         ),
         judge=Number(
-            2,
+            min(1_000_000, 20_000) / min(10_000, 20_000),
             wrong={
                 100: "that is the ratio before balancing",
                 1: "both would have to lie above t for that",
                 50: "that is how hard the frequent entry is cut, not what is left of the ratio",
+                1 / 2: "that is the rare entry over the frequent one",
             },
         ),
     ),
     "ex-feed-epochs": Exercise(
         hints=(
             "How many pairs does training see in all, steps times batch?",
-            "Divide by the number of pairs in the pool: 600 steps of 128, and 60,000 pairs.",
+            "Divide by the pairs in the pool. The section on the design names all three numbers.",
         ),
         judge=Number(
             600 * 128 / 60_000,
@@ -223,13 +225,14 @@ EXERCISES: dict[str, Exercise] = {
                 "the concepts are not equally frequent": lambda w, B: float(len(w) * (1 - (1 - 1 / len(w)) ** B)),
                 "that is the chance that two pairs collide": lambda w, B: float((w**2).sum()),
                 "a concept that comes twice in a batch is one concept": lambda w, B: float(B * w.sum()),
+                "frequent concepts crowd a batch, and leave less room": lambda w, B: float(min(len(w), B)),
             },
         ),
     ),
     "ex-feed-arm": Exercise(
         hints=(
             "The new arm has no spam and the pool's own imbalance. What has it in common with matched random?",
-            "If taking the spam out changes nothing, the gain has another source. Which one is left?",
+            "Only the spam sets these two arms apart. What did it cost, if both come out alike?",
         ),
         judge=Choice(
             "balance",
