@@ -18,14 +18,14 @@ import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from filelock import FileLock
 
-from minilib.download import CHUNK, FAILURES, UNSOUND, bring, check_room, unpack
+from minilib import hub
+from minilib.download import CHUNK, FAILURES, UNSOUND, bring, unpack
 
 MANIFEST = Path(__file__).parent / "data" / "assets.json"
 TOY = "toy"  # the fallback that is no asset: what ships with minilib
@@ -86,16 +86,6 @@ class Asset:
     """Why there is no URL."""
 
 
-class Place(NamedTuple):
-    """A file or folder on the hub."""
-
-    repo: str
-    kind: str
-    """model or dataset"""
-    revision: str | None
-    path: str
-
-
 def home() -> Path:
     """The folder of downloads: ``MINILIB_HOME``, or ``~/.cache/minilib``. Hub files lie in the hub's own cache.
 
@@ -145,7 +135,7 @@ def find(name: str) -> Path | None:
     if wanted.file and (home() / wanted.file).is_file():
         return home() / wanted.file
     for url in wanted.urls:
-        found = _in_hub_cache(wanted, url) if url.startswith("hf://") else _target(wanted, url)
+        found = _in_hub(wanted, url) if url.startswith("hf://") else _target(wanted, url)
         if found and found.exists():
             return found
     return None
@@ -281,7 +271,7 @@ def _download(wanted: Asset, quiet: bool) -> Path:
 def _from(url: str, wanted: Asset, quiet: bool) -> Path:
     found = find(wanted.name)  # another process may have brought it while this one waited
     if found is None and url.startswith("hf://"):
-        found = _from_hub(wanted, url, quiet)
+        found = hub.download(hub.place(url, wanted.revision), wanted.files, size=wanted.size, quiet=quiet)
     elif found is None:
         found = _target(wanted, url)
         if not found.exists():
@@ -290,6 +280,10 @@ def _from(url: str, wanted: Asset, quiet: bool) -> Path:
         return found
     _check(wanted, found)
     return _unpacked(found, wanted) if wanted.folder else found
+
+
+def _in_hub(wanted: Asset, url: str) -> Path | None:
+    return hub.cached(hub.place(url, wanted.revision), wanted.files)
 
 
 def _unpacked(archive: Path, wanted: Asset) -> Path:
@@ -338,20 +332,16 @@ def _check(wanted: Asset, path: Path, *, always: bool = False) -> str:
     return str(sums["sha256"])
 
 
-def _members(wanted: Asset, folder: Path) -> list[Path]:
-    inside = (file for file in folder.rglob("*") if file.is_file())
-    return sorted(f for f in inside if any(fnmatch(f.relative_to(folder).as_posix(), name) for name in wanted.files))
-
-
 def _stamp(wanted: Asset, path: Path) -> tuple[int, int]:
     """Bytes, and the latest change in nanoseconds."""
-    stats = [file.stat() for file in (_members(wanted, path) if path.is_dir() else [path])]
+    stats = [file.stat() for file in (hub.members(path, wanted.files) if path.is_dir() else [path])]
     return sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
 
 
 def _hashed(wanted: Asset, path: Path, size: int) -> dict[str, str | int]:
     if path.is_dir():
-        lines = [f"{_sums(f, 0)['sha256']}  {f.relative_to(path).as_posix()}\n" for f in _members(wanted, path)]
+        held = hub.members(path, wanted.files)
+        lines = [f"{_sums(f, 0)['sha256']}  {f.relative_to(path).as_posix()}\n" for f in held]
         return {"size": size, "sha256": hashlib.sha256("".join(lines).encode()).hexdigest()}
     return _sums(path, size) | {"size": size}
 
@@ -407,73 +397,3 @@ def _locked(file: Path) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(file)):
         yield
-
-
-# --- the hub ----------------------------------------------------------------------------------------------------------
-
-
-def place(url: str, revision: str | None = None) -> Place:
-    """What an hf:// URL means; ``revision`` holds where the URL names none.
-
-    >>> place("hf://datasets/MMVP/MMVP_VLM@211372d")
-    Place(repo='MMVP/MMVP_VLM', kind='dataset', revision='211372d', path='')
-    >>> place("hf://BAAI/DIVA/DFN/a.pth").path
-    'DFN/a.pth'
-
-    ValueError for another form. Taught in: notebooks/10_gpu.ipynb
-    """
-    text = url.removeprefix("hf://")
-    kind = "dataset" if text.startswith("datasets/") else "model"
-    owner, _, rest = text.removeprefix("datasets/").partition("/")
-    repo, _, path = rest.partition("/")
-    name, _, own = repo.partition("@")
-    if not url.startswith("hf://") or not owner or not name:
-        raise ValueError(f"a hub URL is hf://[datasets/]OWNER/NAME[@REVISION][/PATH]; not {url!r}")
-    return Place(f"{owner}/{name}", kind, own or revision, path)
-
-
-def _in_hub_cache(wanted: Asset, url: str) -> Path | None:
-    """A file, or a folder that has all its plainly named files and something for each wildcard."""
-    from huggingface_hub import try_to_load_from_cache
-
-    where = place(url, wanted.revision)
-    plain = [where.path] if where.path else [name for name in wanted.files if "*" not in name]
-    found = [try_to_load_from_cache(where.repo, name, repo_type=where.kind, revision=where.revision) for name in plain]
-    if not found or not all(isinstance(file, str) for file in found):
-        return None
-    if where.path:
-        return Path(str(found[0]))
-    folder = Path(str(found[0])).parents[plain[0].count("/")]
-    names = [file.relative_to(folder).as_posix() for file in _members(wanted, folder)]
-    return folder if all(any(fnmatch(n, pattern) for n in names) for pattern in wanted.files) else None
-
-
-def _from_hub(wanted: Asset, url: str, quiet: bool) -> Path:
-    from huggingface_hub import constants, hf_hub_download, snapshot_download
-
-    where = place(url, wanted.revision)
-    cache = Path(constants.HF_HUB_CACHE)
-    cache.mkdir(parents=True, exist_ok=True)
-    check_room(wanted.size or 0, cache)
-    options: dict[str, Any] = {"repo_type": where.kind, "revision": where.revision}
-    with _hub_bars(quiet):
-        try:
-            if where.path:
-                return Path(hf_hub_download(where.repo, where.path, **options))
-            return Path(snapshot_download(where.repo, allow_patterns=list(wanted.files) or None, **options))
-        except Exception as error:  # the hub's client lets through the errors of whichever HTTP library it is built on
-            raise OSError(str(error).strip().split("\n")[0] or type(error).__name__) from error
-
-
-@contextmanager
-def _hub_bars(quiet: bool) -> Iterator[None]:
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    change = quiet and not are_progress_bars_disabled()
-    if change:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        if change:
-            enable_progress_bars()

@@ -168,7 +168,7 @@ EXERCISES: dict[str, Exercise] = {
     "ex-gda-break": Exercise(
         hints=(
             "The rows of a class around their own mean sum to zero: how many of them are free?",
-            "Four classes of sixteen rows: take one direction off for each mean.",
+            "Count the free rows of one class, then add up over the classes.",
         ),
         judge=Number(
             4 * 15,
@@ -236,7 +236,7 @@ EXERCISES: dict[str, Exercise] = {
     "ex-gda-kappa": Exercise(
         hints=(
             "Write the anchored mean of a class with n rows and let the one row leave.",
-            "With no row left, (sum + kappa a) / (n + kappa) is kappa a / kappa.",
+            "Put no rows at all into the formula of the anchored mean. Which terms are left?",
         ),
         judge=Choice(
             "text",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minilib import assets
+from minilib import assets, hub
 
 if TYPE_CHECKING:
     from minilib.models import Clip, Denoiser
@@ -68,7 +68,7 @@ class Diffusion:
     def ids(self) -> tuple[tuple[str, str | None], ...]:
         """Hub id and revision of each of its homes, in order of preference."""
         entry = assets.asset(self.asset)
-        places = (assets.place(url, entry.revision) for url in entry.urls)
+        places = (hub.place(url, entry.revision) for url in entry.urls)
         return tuple((place.repo, place.revision) for place in places)
 
 

@@ -20,6 +20,7 @@ from nbformat import NotebookNode
 from pybtex.database import parse_file
 
 ROOT = Path(__file__).resolve().parent.parent
+CACHE = Path("_build", ".jupyter_cache")
 POINTS = {"easy": 1, "medium": 2, "hard": 3}
 MARK = re.compile(r"^```+\{(exercise|solution)-(start|end)\} ?(.*)\n((?::.*\n)*)```+[ \t]*$", re.MULTILINE)
 DIRECTIVE = re.compile(
@@ -67,17 +68,21 @@ def names() -> list[str]:
 
 
 @cache
-def read(name: str) -> Chapter:
-    """A chapter with its outputs; exits with the remedy when the book has not run it."""
-    source = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-    runs = get_cache(ROOT / "_build" / ".jupyter_cache")
+def run_of(name: str) -> tuple[NotebookNode, float]:
+    """A chapter as the book ran it, and the seconds that it took; exits with the remedy when the book has not."""
+    source, runs = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4), get_cache(ROOT / CACHE)
     try:
         record, run = runs.merge_match_into_notebook(source)
     except KeyError:
         sys.exit(f"course: the book has not run this version of notebooks/{name}.ipynb: `make book` first")
-    plain = Plain(name, glued(run))
-    seconds = runs.get_cache_record(record).data["execution_seconds"]
-    return Chapter(name, title_of(name), seconds, list(gather(split(run.cells, plain))))
+    return run, runs.get_cache_record(record).data["execution_seconds"]
+
+
+@cache
+def read(name: str) -> Chapter:
+    """A chapter with its outputs and its exercises."""
+    run, seconds = run_of(name)
+    return Chapter(name, title_of(name), seconds, list(gather(split(run.cells, Plain(name, glued(run))))))
 
 
 @cache

@@ -10,8 +10,6 @@ import re
 import sys
 
 import chapters
-import nbformat
-from jupyter_cache import get_cache
 
 NOT_PROSE = re.compile(r"`{3,}.*?`{3,}|\$\$.*?\$\$|\$[^$]+\$|`[^`]*`|\]\([^)]*\)|<[^>]+>", re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.,])[+-]?\d+(?:,\d{3})*(?:\.\d+)?(?![\w]|[.,]\d)")
@@ -42,11 +40,10 @@ def _year(text: str) -> bool:
 
 
 def main() -> int:
-    runs, faults = get_cache(chapters.ROOT / "_build" / ".jupyter_cache"), 0
+    faults = 0
     for name in chapters.names():
-        source = nbformat.read(chapters.ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-        _, run = runs.merge_match_into_notebook(source)
-        prose = "\n\n".join(cell.source for cell in source.cells if cell.cell_type == "markdown")
+        run, _ = chapters.run_of(name)
+        prose = "\n\n".join(cell.source for cell in run.cells if cell.cell_type == "markdown")
         for hit, key in typed(prose, chapters.glued(run)).items():
             if hit in FACTS.get(name, ()):
                 continue

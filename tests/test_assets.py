@@ -18,7 +18,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from minilib import assets, download
+from minilib import assets, download, hub
 from minilib.assets import Asset, Damaged, Missing
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -138,7 +138,7 @@ def test_manifest_is_sound():
         for path in filter(None, (found.file, found.folder)):
             assert not Path(path).is_absolute() and ".." not in Path(path).parts
         for url in found.urls:
-            revision = assets.place(url, found.revision).revision if url.startswith("hf://") else found.revision
+            revision = hub.place(url, found.revision).revision if url.startswith("hf://") else found.revision
             assert revision is None or re.fullmatch(r"[0-9a-f]{40}", revision), name
             assert re.match(r"https?://[^/]+/|hf://", url)
 
@@ -647,4 +647,4 @@ def test_hubs_own_client_downloads_and_offline_finds_it(server, place):
 @pytest.mark.parametrize("url", ["hf://owner", "hf://", "https://owner/name", "hf://datasets/owner"])
 def test_hub_addresses_have_owner_and_name(url):
     with pytest.raises(ValueError, match="OWNER/NAME"):
-        assets.place(url)
+        hub.place(url)

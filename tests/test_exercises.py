@@ -3,6 +3,7 @@
 import doctest
 import math
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from scipy.special import logsumexp, softmax
 
 from minilib import exercises, judges
-from minilib.exercises import EXERCISES, check, hint
+from minilib.exercises import EXERCISES, check, hint, student_rng
 from minilib.judges import Choice, Function, Number
 
 # Answers as readers might give them, worked out here without the library ----------------------------------------------
@@ -254,3 +255,20 @@ def test_judges_can_be_made_for_a_new_exercise() -> None:
     )
     assert judge(sorted) == (True, "Right.")
     assert judge(lambda x: sorted(x, reverse=True)) == (False, "Not yet: reversed.")
+
+
+def test_random_numbers_of_a_student_are_their_own_and_stay():
+    draw = student_rng("Ada Lovelace", "02_gda").normal(size=3)
+    assert np.array_equal(draw, student_rng("  ada lovelace ", "02_gda").normal(size=3))
+    others = [student_rng("Ada Lovelace", "04_beyond"), student_rng("Alan Turing", "02_gda")]
+    assert all(not np.array_equal(draw, other.normal(size=3)) for other in others)
+    for nobody in ("", "  ", None, 7):
+        with pytest.raises(ValueError, match="STUDENT must be a name"):
+            student_rng(nobody, "02_gda")
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_every_exercise_has_an_answer_that_a_test_finds(name: str) -> None:
+    """In one of the modules test_exercises*.py, by a computation or by hand."""
+    tests = Path(__file__).parent.glob("test_exercises*.py")
+    assert any(f'"{name}"' in file.read_text(encoding="utf8") for file in tests)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from minilib import assets, models, zoo
+from minilib import assets, hub, models, zoo
 from minilib.assets import Asset, Missing
 from minilib.cost import DIFFUSION
 from minilib.towers import PRESETS
@@ -114,7 +114,7 @@ def test_facts_are_open_clips(backbone):
 @pytest.mark.parametrize("backbone", zoo.BACKBONES.values(), ids=lambda b: b.asset)
 def test_manifest_has_the_weights_that_open_clip_names(backbone):
     entry, told = assets.asset(backbone.asset), open_clip.get_pretrained_cfg(backbone.arch, backbone.tag)
-    assert assets.place(entry.urls[0]).repo == told["hf_hub"].strip("/")
+    assert hub.place(entry.urls[0]).repo == told["hf_hub"].strip("/")
     assert entry.licence == backbone.licence
     second = assets.manifest().get(f"{backbone.asset}.pt")
     assert (second.urls if second else ("",)) == (told["url"],)
