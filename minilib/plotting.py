@@ -332,3 +332,26 @@ def plot_differences(ax: Axes, names: Sequence[str], means: ArrayLike, intervals
     ax.set_yticks(range(len(names)), names)
     ax.set(xlabel="difference of accuracies (points)", ylim=(len(names) - 0.5, -0.5))
     return ax
+
+
+def plot_flow(
+    ax: Axes,
+    boxes: Mapping[str, tuple[float, float]],
+    links: Iterable[tuple[str, str]],
+    back: Iterable[tuple[str, str]] = (),
+) -> Axes:
+    """A method as boxes at (x, y) with arrows from box to box; what flows ``back`` is dashed, in the second colour.
+
+    Taught in: notebooks/02_gda.ipynb
+    """
+    frame = {"boxstyle": "round,pad=0.5", "fc": GROUND, "ec": PALETTE[7]}
+    drawn = {name: ax.text(*at, name, ha="center", va="center", fontsize=11, bbox=frame) for name, at in boxes.items()}
+    for arrows, colour, style, bend in ((links, PALETTE[7], "-", 0.0), (back, PALETTE[1], "--", 0.35)):
+        for a, b in arrows:
+            ends = {"patchA": drawn[a].get_bbox_patch(), "patchB": drawn[b].get_bbox_patch()}
+            look = {"arrowstyle": "-|>", "color": colour, "ls": style, "lw": 1.6, "shrinkA": 2, "shrinkB": 2}
+            ax.annotate("", boxes[b], boxes[a], arrowprops=look | ends | {"connectionstyle": f"arc3,rad={bend}"})
+    x, y = np.array(list(boxes.values())).T
+    ax.set(xlim=(x.min() - 0.6, x.max() + 0.6), ylim=(y.min() - 0.5, y.max() + 0.5))
+    ax.axis("off")
+    return ax

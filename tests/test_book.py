@@ -106,3 +106,25 @@ def test_phone_width_does_not_scroll_sideways(visit):
     tab, _ = visit("book/notation.html")
     tab.set_viewport_size({"width": 390, "height": 800})
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_code_copies_as_it_runs(visit):
+    """The button puts a cell's code, and nothing else, on the clipboard."""
+    tab, _ = visit("notebooks/02_gda.html")
+    tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    cell = tab.locator("div.cell_input:visible").first
+    wanted = cell.locator("pre").inner_text()
+    cell.hover()
+    cell.locator("button.copybtn").click()
+    tab.wait_for_timeout(300)
+    copied = tab.evaluate("navigator.clipboard.readText()")
+    assert copied.strip() == wanted.strip() and "\n" in copied
+    compile(copied, "copied", "exec")
+
+
+def test_pages_print_without_the_frame_around_them(visit):
+    tab, _ = visit("notebooks/02_gda.html")
+    tab.emulate_media(media="print")
+    shown = "selector => [...document.querySelectorAll(selector)].filter(e => e.offsetParent !== null).length"
+    assert tab.evaluate(shown, ".bd-sidebar-primary, .bd-header-article .article-header-buttons") == 0
+    assert tab.evaluate(shown, "article h1") == 1

@@ -1,5 +1,9 @@
 """The book's own Sphinx extensions: the equation ledger sees every gap, the address has one source."""
 
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import house
@@ -44,3 +48,31 @@ def test_array_types_are_shortened():
 def test_foreign_files_are_recognised():
     assert house.is_foreign(type("File", (), {"filename": "https://cdn.test/x.js"}))
     assert not house.is_foreign(type("File", (), {"filename": "_static/doctools.js"}))
+
+
+CONF = """
+import sys
+sys.path.insert(0, {extensions!r})
+extensions = ["sphinx.ext.autodoc", "myst_nb", "house"]
+html_theme, nb_execution_mode = "sphinx_book_theme", "off"
+html_theme_options = {{"launch_buttons": {{"notebook_interface": "jupyterlab"}}, "repository_branch": "main"}}
+"""
+
+
+def test_colab_button_opens_the_chapter_that_it_stands_on(tmp_path):
+    """A book of one chapter, built with an address and without."""
+    for folder in ("notebooks", "out"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "conf.py").write_text(CONF.format(extensions=str(ROOT / "book" / "_ext")))
+    (tmp_path / "index.md").write_text("# Book\n\n```{toctree}\nnotebooks/01_clip\n```\n")
+    shutil.copy(ROOT / "notebooks" / "01_clip.ipynb", tmp_path / "notebooks")
+    opened = {}
+    for address in ("https://github.com/ada/book", "https://nobody.invalid/book"):
+        (tmp_path / "pyproject.toml").write_text(f'[project.urls]\nRepository = "{address}"\n')
+        subprocess.run([sys.executable, "-m", "sphinx", "-q", "-E", str(tmp_path), str(tmp_path / "out")], check=True,
+                       capture_output=True)  # fmt: skip
+        page = (tmp_path / "out" / "notebooks" / "01_clip.html").read_text()
+        opened[address] = re.findall(r'href="(https://colab[^"]+)"', page)
+    there, nowhere = opened.values()
+    assert set(there) == {"https://colab.research.google.com/github/ada/book/blob/main/notebooks/01_clip.ipynb"}
+    assert nowhere == []

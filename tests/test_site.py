@@ -67,12 +67,13 @@ def test_preview_has_words_and_an_absolute_picture(tmp_path):
 
 
 def test_a_chapter_over_its_budget_or_without_one_is_named():
-    assert extras.over_budget("01_clip", 59.0, {"01_clip": 60}) is None
-    assert extras.over_budget("01_clip", None, {"01_clip": 60}) is None
-    assert "took 61 seconds, and its budget in book/budgets.json is 60" in extras.over_budget(
-        "01_clip", 61, {"01_clip": 60}
-    )
-    assert "12_new has no budget" in extras.over_budget("12_new", 1.0, {"01_clip": 60})
+    allowed = {"01_clip": {"seconds": 60, "gigabytes": 2}}
+    assert extras.over_budget("01_clip", {"seconds": 59.9, "gigabytes": 2.0}, allowed) == []
+    slow = extras.over_budget("01_clip", {"seconds": 61.0, "gigabytes": 1.0}, allowed)
+    assert slow == ["01_clip took 61.0 seconds, and its budget in book/budgets.json is 60"]
+    assert "took 2.5 gigabytes" in extras.over_budget("01_clip", {"seconds": 1.0, "gigabytes": 2.5}, allowed)[0]
+    assert len(extras.over_budget("01_clip", {}, allowed)) == 2, "what was not measured was not kept to"
+    assert "12_new has no budget" in extras.over_budget("12_new", {"seconds": 1.0}, allowed)[0]
 
 
 def test_every_chapter_has_a_budget_and_no_other_has():
@@ -161,5 +162,5 @@ def test_missing_page_and_when_chapters_ran():
     assert "not in the book" in (SITE / "404.html").read_text()
     for name, limit in extras.budgets(ROOT).items():
         page = (SITE / "notebooks" / f"{name}.html").read_text()
-        assert "Last verified 20" in page and f"of {limit} seconds allowed" in page
+        assert "Last verified 20" in page and f"of {limit['seconds']} seconds" in page
         assert 'property="og:title"' in page

@@ -6,7 +6,6 @@ no picture's address, since neither may be relative.
 
 from __future__ import annotations
 
-import datetime
 import html
 import json
 import re
@@ -15,8 +14,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from house import repository_address
+from jupyter_cache import get_cache
+from sphinx.util import logging
 
-BUDGETS = "budgets.json"  # seconds that a chapter may take when the book is built on two cores
+BUDGETS = "budgets.json"  # what a chapter may take when the book is built on two cores
 MISSING = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Page not found</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
 <style>body {{ font: 1.1rem/1.6 system-ui, sans-serif; max-width: 34rem; margin: 20vh auto; }}</style>
@@ -61,21 +62,33 @@ def add_preview(app: Any, page: str, template: str, context: dict[str, Any], doc
     context["metatags"] = context.get("metatags", "") + "\n" + "\n".join(lines)
 
 
-def budgets(root: Path) -> dict[str, int]:
+def budgets(root: Path) -> dict[str, dict[str, float]]:
     return json.loads((root / "book" / BUDGETS).read_text(encoding="utf8"))
 
 
+def used(app: Any, page: str) -> dict[str, Any]:
+    """What a chapter's run took: its day, seconds, and gigabytes at their peak, as its last cell told; {} if none."""
+    runs = get_cache(Path(app.outdir).parent / ".jupyter_cache")
+    try:
+        record = runs.match_cache_file(str(Path(app.srcdir) / f"{page}.ipynb"))
+    except (KeyError, OSError):
+        return {}
+    outputs = [output for cell in runs.get_cache_bundle(record.pk).nb.cells for output in cell.get("outputs", ())]
+    told = {output.get("metadata", {}).get("scrapbook", {}).get("name"): output.get("data", {}) for output in outputs}
+    peak = told.get("peak_memory", {}).get("text/plain", "nan")
+    return {"day": record.created.date(), "seconds": record.data["execution_seconds"], "gigabytes": float(peak)}
+
+
 def add_verified(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Below the title of a chapter: when it last ran, in how many seconds, and how many it may take."""
-    ran = app.env.nb_metadata.get(page, {}).get("exec_data") if hasattr(app.env, "nb_metadata") else None
-    if not ran or not ran.get("runtime") or "body" not in context:
+    """Below the title of a chapter: when it last ran, what it took, and what it may take."""
+    took = used(app, page)
+    if not took or "body" not in context:
         return
-    day = datetime.datetime.fromtimestamp(ran["mtime"], datetime.UTC).date()
-    limit = budgets(Path(app.srcdir))[Path(page).name]
-    line = (
-        f'<p class="verified">Last verified {day}: every cell ran, in {ran["runtime"]:.0f} of {limit} seconds allowed '
-        "on two CPU cores, with nothing downloaded.</p>"
-    )
+    most = budgets(Path(app.srcdir))[Path(page).name]
+    seconds = f"{took['seconds']:.0f} of {most['seconds']} seconds"
+    memory = f"{took['gigabytes']:.1f} of {most['gigabytes']} GB of memory"
+    said = f"Last verified {took['day']}: every cell ran, in {seconds} and {memory} allowed, with nothing downloaded."
+    line = f'<p class="verified">{said}</p>'
     context["body"] = context["body"].replace("</h1>", f"</h1>\n{line}", 1)
 
 
@@ -87,26 +100,23 @@ def plain_bibliography(app: Any, page: str, template: str, context: dict[str, An
 
 
 def check_budgets(app: Any, error: Exception | None) -> None:
-    """Warn, and so fail the build, about a chapter that took longer than it may or has no budget."""
-    from sphinx.util import logging
-
+    """Warn, and so fail the build, about a chapter that took more than it may or has no budget."""
     if error is not None:
         return
-    allowed = budgets(Path(app.srcdir))
-    for page in sorted(app.env.found_docs):
-        ran = getattr(app.env, "nb_metadata", {}).get(page, {}).get("exec_data") or {}
-        problem = over_budget(Path(page).name, ran.get("runtime"), allowed) if page.startswith("notebooks/") else None
-        if problem:
+    for page in sorted(name for name in app.env.found_docs if name.startswith("notebooks/")):
+        for problem in over_budget(Path(page).name, used(app, page), budgets(Path(app.srcdir))):
             logging.getLogger(__name__).warning(problem, location=page)
 
 
-def over_budget(name: str, seconds: float | None, allowed: dict[str, int]) -> str | None:
-    """What is wrong with a chapter's time, or None."""
+def over_budget(name: str, took: dict[str, Any], allowed: dict[str, dict[str, float]]) -> list[str]:
+    """What is wrong with a chapter's seconds and gigabytes; a chapter that has not told them has not kept to them."""
     if name not in allowed:
-        return f"{name} has no budget: give it one in book/{BUDGETS}"
-    if seconds is not None and seconds > allowed[name]:
-        return f"{name} took {seconds:.0f} seconds, and its budget in book/{BUDGETS} is {allowed[name]}"
-    return None
+        return [f"{name} has no budget: give it one in book/{BUDGETS}"]
+    return [
+        f"{name} took {took.get(unit, float('nan')):.1f} {unit}, and its budget in book/{BUDGETS} is {most}"
+        for unit, most in allowed[name].items()
+        if not took.get(unit, float("nan")) <= most
+    ]
 
 
 def write_extras(app: Any, error: Exception | None) -> None:
