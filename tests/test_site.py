@@ -162,5 +162,5 @@ def test_missing_page_and_when_chapters_ran():
     assert "not in the book" in (SITE / "404.html").read_text()
     for name, limit in extras.budgets(ROOT).items():
         page = (SITE / "notebooks" / f"{name}.html").read_text()
-        assert "Last verified 20" in page and f"of {limit['seconds']} seconds" in page
+        assert "Last verified 20" in page and f"of {limit['seconds']} seconds allowed, with at most " in page
         assert 'property="og:title"' in page

@@ -67,15 +67,23 @@ def budgets(root: Path) -> dict[str, dict[str, float]]:
 
 
 def used(app: Any, page: str) -> dict[str, Any]:
-    """What a chapter's run took: its day, seconds, and gigabytes at their peak, as its last cell told; {} if none."""
+    """What a chapter's run took: its day, its seconds, and its gigabytes at their peak; {} if there was none.
+
+    The peak is what the chapter's last cell told. On Linux it is at least that of the process which started the kernel,
+    so that it bounds the chapter's own from above.
+    """
     runs = get_cache(Path(app.outdir).parent / ".jupyter_cache")
     try:
         record = runs.match_cache_file(str(Path(app.srcdir) / f"{page}.ipynb"))
     except (KeyError, OSError):
         return {}
     outputs = [output for cell in runs.get_cache_bundle(record.pk).nb.cells for output in cell.get("outputs", ())]
-    told = {output.get("metadata", {}).get("scrapbook", {}).get("name"): output.get("data", {}) for output in outputs}
-    peak = told.get("peak_memory", {}).get("text/plain", "nan")
+    told = [
+        output for output in outputs if output.get("metadata", {}).get("scrapbook", {}).get("name") == "peak_memory"
+    ]
+    peak = next(
+        (text for output in told for kind, text in output["data"].items() if kind.endswith("text/plain")), "nan"
+    )
     return {"day": record.created.date(), "seconds": record.data["execution_seconds"], "gigabytes": float(peak)}
 
 
@@ -85,9 +93,9 @@ def add_verified(app: Any, page: str, template: str, context: dict[str, Any], do
     if not took or "body" not in context:
         return
     most = budgets(Path(app.srcdir))[Path(page).name]
-    seconds = f"{took['seconds']:.0f} of {most['seconds']} seconds"
-    memory = f"{took['gigabytes']:.1f} of {most['gigabytes']} GB of memory"
-    said = f"Last verified {took['day']}: every cell ran, in {seconds} and {memory} allowed, with nothing downloaded."
+    seconds = f"{took['seconds']:.0f} of {most['seconds']} seconds allowed"
+    memory = f"at most {took['gigabytes']:.1f} of {most['gigabytes']} GB of memory"
+    said = f"Last verified {took['day']}: every cell ran, in {seconds}, with {memory}, and nothing downloaded."
     line = f'<p class="verified">{said}</p>'
     context["body"] = context["body"].replace("</h1>", f"</h1>\n{line}", 1)
 
