@@ -23,10 +23,15 @@ env:  ## make the environment, if it is missing or out of date
 book: env  ## run every chapter and build the book into _build/html
 	@$(PY) scripts/build_book.py
 
-test: env  ## run the tests, in a real browser too; builds the book first if it is not up to date
+test: env  ## run the tests, in a real browser too; builds the book first if need be (ARGS= goes to pytest)
 	@$(PY) scripts/build_book.py --if-needed
+ifdef ARGS
 	@echo "minilib: running the tests"
 	@$(PY) -m pytest $(ARGS)
+else
+	@echo "minilib: the pages, slides and course, alone, since paint is timed; then all else, on two cores"
+	@$(PY) -m pytest -m book; pages=$$?; $(PY) -m pytest -m "not book" -n 2 --dist loadfile && exit $$pages
+endif
 
 check: env  ## format, lint, types, stripped notebooks, architecture
 	@echo "minilib: format" && $(PY) -m ruff format --check .
