@@ -96,8 +96,8 @@ EXERCISES: dict[str, Exercise] = {
     ),
     "ex-dif-nats": Exercise(
         hints=(
-            "The sign tells zero from not zero: how often is each? Take the entropy of that.",
-            "One of three values is zero: the entropy of a third and two thirds, in nats.",
+            "The sign leaves one value alone and two alike. How often is each answer? Take the entropy of that.",
+            "One answer has a third, the other two thirds: the entropy of these two, in nats.",
         ),
         judge=Number(
             math.log(3) - 2 / 3 * math.log(2),
@@ -127,12 +127,12 @@ EXERCISES: dict[str, Exercise] = {
     "ex-diva-anchor": Exercise(
         hints=(
             "What does the anchor hold on to, and who reads the eye's features afterwards?",
-            "Sentences are matched with features that have left their place. Which score asks 80 sentences?",
+            "Sentences are matched with features that have left their place. Which score asks most sentences at once?",
         ),
         judge=Choice(
             "zero-shot",
             wrong={
-                "pairs": "the denoiser's complaint is about what pairs ask, so they need not fall at once",
+                "pairs": "they may fall too, but the two pictures of a pair drift alike, and naming asks 80 sentences",
                 "neither": "without an anchor nothing keeps the features where the text tower looks for them",
             },
         ),
@@ -176,13 +176,13 @@ EXERCISES: dict[str, Exercise] = {
     "ex-diva-teacher": Exercise(
         hints=(
             "What has the teacher of the arm *images* read, and what was it conditioned on?",
-            "It never met a caption of details. Which source is then ruled out?",
+            "It was told the blind eye's feature of each picture, and no sentence. Which source is then ruled out?",
         ),
         judge=Choice(
             "captions",
             wrong={
-                "pictures": "pictures are all that this teacher had",
-                "size of the change": "the control of random noise rules that out, and here the teacher is asked about",
+                "pictures": "it drew pictures from noise, so it had them",
+                "features": "the blind eye's features were its condition, so it had them",
             },
         ),
     ),

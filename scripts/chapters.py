@@ -22,6 +22,7 @@ from pybtex.database import parse_file
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path("_build", ".jupyter_cache")
 POINTS = {"easy": 1, "medium": 2, "hard": 3}
+WRITTEN = ("predict", "derive", "break", "open")  # kinds whose reasons a person reads
 MARK = re.compile(r"^```+\{(exercise|solution)-(start|end)\} ?(.*)\n((?::.*\n)*)```+[ \t]*$", re.MULTILINE)
 DIRECTIVE = re.compile(
     r"^(?P<fence>`{3,}|:{3,})\{([\w:]+)\} *([^\n]*)\n((?::\w[^\n]*\n)*)(.*?)^(?P=fence)[ \t]*$",
@@ -45,7 +46,13 @@ class Exercise:
 
     @property
     def points(self) -> int:
+        """For the answer; as many again for the reasons, where a person reads them."""
         return POINTS[self.difficulty]
+
+    @property
+    def written(self) -> bool:
+        """Whether it asks for reasons."""
+        return any(kind in self.kind.lower() for kind in WRITTEN)
 
 
 @dataclass

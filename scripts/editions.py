@@ -17,7 +17,6 @@ from minilib.exercises import EXERCISES
 from minilib.judges import Choice, Function, Number
 from minilib.quiz import Quiz
 
-WRITTEN = ("derive", "open")  # kinds whose reasons a person reads
 IMPORT = "from minilib.exercises import check, hint"
 
 
@@ -86,7 +85,8 @@ def instructor(chapter: Chapter) -> NotebookNode:
 def notes(exercise: Exercise) -> str:
     """For the instructor: points, what the check accepts, hints and known mistakes."""
     known = EXERCISES[exercise.label]
-    lines = [f"**For the instructor.** Points: {exercise.points}. Accepted: {accepted(exercise.label)}.", ""]
+    points = f"{exercise.points} for the answer" + (f", {exercise.points} for the reasons" if exercise.written else "")
+    lines = [f"**For the instructor.** Points: {points}. Accepted: {accepted(exercise.label)}.", ""]
     lines += [f"- Hint {number}: {said}" for number, said in enumerate(known.hints, 1)]
     return "\n".join([*lines, *(f"- Mistake: {said}" for said in mistakes(exercise.label))])
 
@@ -162,8 +162,10 @@ def graded_exercise(exercise: Exercise) -> list[NotebookNode]:
         code(solved(exercise), **graded(f"{label}-answer", 0, solution=True)),
         code(test, **graded(f"{label}-test", exercise.points, solution=False)),
     ]
-    if any(kind in exercise.kind.lower() for kind in WRITTEN):
-        words = "\n\n".join(cell.source for cell in exercise.solution if cell.cell_type == "markdown")
+    if exercise.written:
+        words = (
+            "\n\n".join(cell.source for cell in exercise.solution if cell.cell_type == "markdown") or "See the code."
+        )
         cells.append(markdown(words, **graded(f"{label}-reasons", exercise.points, solution=True)))
     return cells
 

@@ -16,7 +16,7 @@ version_of() { "$1" -c 'import platform; print(platform.python_version())' 2>/de
 
 if [ -x "$venv/bin/python" ] && [ ! -e "$busy_mark" ]; then
   new_enough "$venv/bin/python" ||
-    fail "$venv has Python $(version_of "$venv/bin/python"), but 3.11 or newer is needed: remove that folder or name another with VENV=."
+    fail "$venv has Python $(version_of "$venv/bin/python"), but 3.11.4 or newer is needed: remove that folder or name another with VENV=."
   [ -e "$done_mark" ] || exit 0
   cmp -s requirements.lock "$done_mark" && exit 0
   say "requirements.lock has changed: bringing $venv up to date"
@@ -29,7 +29,7 @@ for candidate in ${wanted:+"$wanted"} ${wanted:-python3.11 python3.12 python3.13
 done
 found="${wanted:-python3}"
 [ -n "$python" ] ||
-  fail "needs Python 3.11 or newer, but $found is $(version_of "$found"): install one, or name it: make book PYTHON=/path/to/python3.11"
+  fail "needs Python 3.11.4 or newer, but $found is $(version_of "$found"): install one, or name it: make book PYTHON=/path/to/python3.11"
 
 # 2. Room. The parent may not exist yet: ask the nearest folder that does.
 place="$venv"

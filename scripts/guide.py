@@ -6,6 +6,7 @@ import re
 
 from chapters import ROOT, Chapter, Plain
 from editions import mistakes
+from personal import PROBLEMS
 
 from minilib.quiz import Quiz
 
@@ -18,12 +19,13 @@ def text(book: list[Chapter]) -> str:
 
 
 def times(book: list[Chapter]) -> str:
-    """Minutes of exercises, points and seconds of computing for each chapter."""
+    """Minutes of exercises, points (answers, reasons, data of one's own) and seconds of computing for each chapter."""
     lines = ["## Time, points and seconds", "", "| chapter | exercises | minutes | points | seconds of computing |"]
     lines += ["|---|---|---|---|---|"]
     for chapter in book:
         minutes = sum(exercise.minutes for exercise in chapter.exercises)
-        points = sum(exercise.points for exercise in chapter.exercises)
+        points = sum(exercise.points * (1 + exercise.written) for exercise in chapter.exercises)
+        points += PROBLEMS[chapter.name].points if chapter.name in PROBLEMS else 0
         lines.append(f"| {chapter.title} | {len(chapter.exercises)} | {minutes} | {points} | {chapter.seconds:.0f} |")
     return "\n".join(lines)
 
@@ -34,6 +36,7 @@ def misconceptions(book: list[Chapter]) -> str:
     for chapter in book:
         lines += ["", f"### {chapter.title}", ""]
         for question in Quiz(chapter.name).questions:
-            lines += [f"- “{option.say}” {option.why}" for option in question.options if not option.right]
+            lines.append(f"- {question.ask}")
+            lines += [f"    - “{option.say}” {option.why}" for option in question.options if not option.right]
         lines += [f"- In {e.title}: {said.rstrip('.?')}." for e in chapter.exercises for said in mistakes(e.label)]
     return "\n".join(lines)

@@ -170,7 +170,27 @@ def test_instructor_guide_counts_and_names_misconceptions(folder):
         minutes = sum(exercise.minutes for exercise in chapter.exercises)
         assert f"| {chapter.title} | {len(chapter.exercises)} | {minutes} |" in guide
         assert all(option.why in guide for q in Quiz(name).questions for option in q.options if not option.right)
+        source = nbformat.read(folder / "nbgrader" / "source" / name / f"{name}.ipynb", as_version=4)
+        points = sum(cell.metadata.nbgrader.get("points", 0) for cell in source.cells)
+        assert f"| {minutes} | {points} |" in guide
     assert "{doc}" not in guide and "Four weeks" in guide and "Two weeks" in guide
+
+
+@needs_book
+def test_the_plan_names_exercises_and_sections_that_exist():
+    """Minutes in class are the sums of their exercises; the cut names sections of the chapters."""
+    page = (ROOT / "book" / "teaching.md").read_text(encoding="utf8")
+    minutes = {name[:2]: {e.title: e.minutes for e in chapters.read(name).exercises} for name in NAMES}
+    rows = re.findall(r"^\| ([0-9]{2}(?: and [0-9]{2})?) \| (.+) \| ([0-9]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 8
+    for session, titles, total in rows:
+        known = {k: v for number in session.split(" and ") for k, v in minutes[number].items()}
+        assert sum(known[title] for title in titles.split("; ")) == int(total) <= 40
+    cut = page.split("## Two weeks")[1].split("## What it needs")[0]
+    cells = [cell for name in NAMES for cell in chapters.read(name).pieces if not isinstance(cell, chapters.Exercise)]
+    text = "\n".join(cell.source for cell in cells)
+    named = re.findall(r"\*([^*]+)\*", cut)
+    assert len(named) >= 6 and not [title for title in named if not re.search(rf"^##+ {title}$", text, re.MULTILINE)]
 
 
 class Answers(HTMLParser):

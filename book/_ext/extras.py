@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from house import repository_address
 from jupyter_cache import get_cache
 from sphinx.util import logging
 
+MEMORY_UNITS = 2**30 if sys.platform == "darwin" else 2**20  # in a gigabyte: getrusage counts bytes there, and else KiB
 BUDGETS = "budgets.json"  # what a chapter may take when the book is built on two cores
 MISSING = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Page not found</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
@@ -84,7 +86,8 @@ def used(app: Any, page: str) -> dict[str, Any]:
     peak = next(
         (text for output in told for kind, text in output["data"].items() if kind.endswith("text/plain")), "nan"
     )
-    return {"day": record.created.date(), "seconds": record.data["execution_seconds"], "gigabytes": float(peak)}
+    gigabytes = float(peak) / MEMORY_UNITS
+    return {"day": record.created.date(), "seconds": record.data["execution_seconds"], "gigabytes": gigabytes}
 
 
 def add_verified(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
