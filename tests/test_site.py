@@ -8,7 +8,9 @@ from xml.etree import ElementTree
 
 import check_links
 import extras
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "_build" / "html"
@@ -64,6 +66,23 @@ def test_preview_has_words_and_an_absolute_picture(tmp_path):
     tags = context["metatags"]
     assert 'property="og:title" content="Bayes&#x27; rule"' in tags and "A &amp; B are here." in tags
     assert 'content="https://ada.github.io/book/_static/overview.png"' in tags and "…" in tags
+
+
+def test_figures_lose_colours_only_where_nobody_sees_it(tmp_path, rng):
+    """A drawing becomes smaller and looks the same; a picture of noise needs all its colours and keeps them."""
+    (tmp_path / "_images").mkdir()
+    (tmp_path / "_static" / "scripts").mkdir(parents=True)
+    lines = np.full((200, 300, 3), 255, np.uint8)
+    lines[::10], lines[:, ::25] = (0, 114, 178), (230, 159, 0)
+    for name, pixels in {"lines": lines, "noise": rng.integers(0, 256, (200, 300, 3), dtype=np.uint8)}.items():
+        Image.fromarray(pixels).save(tmp_path / "_images" / f"{name}.png")
+    before = {path.stem: (path.read_bytes(), np.asarray(Image.open(path))) for path in tmp_path.rglob("*.png")}
+    extras.lighten(sphinx(tmp_path), None)
+    for path in tmp_path.rglob("*.png"):
+        data, pixels = before[path.stem]
+        assert np.array_equal(np.asarray(Image.open(path).convert("RGB")), pixels)
+        assert (path.read_bytes() == data) == (path.stem == "noise")
+    assert len(before) == 2 and len((tmp_path / "_images" / "lines.png").read_bytes()) < len(before["lines"][0])
 
 
 def test_a_chapter_over_its_budget_or_without_one_is_named():
@@ -151,10 +170,22 @@ def test_axe_finds_nothing_serious(name, visit, axe):
 @pytest.mark.book
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_are_small_and_paint_soon(name, visit):
-    assert (SITE / name).stat().st_size < 3_000_000
     tab, _ = visit(name)
+    loaded = tab.evaluate(
+        "['navigation', 'resource'].flatMap(kind => performance.getEntriesByType(kind))"
+        ".map(entry => [entry.encodedBodySize, entry.name.split('/').pop()])"
+    )
+    assert 100_000 < sum(size for size, _ in loaded) < 3_000_000, sorted(loaded)[-4:]
     paint = tab.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     assert paint < 1500, f"first contentful paint after {paint:.0f} ms"
+
+
+@pytest.mark.book
+def test_icons_are_drawn_by_the_font(visit):
+    tab, _ = visit("notebooks/01_clip.html")
+    look = "getComputedStyle(document.querySelector('.fa-bars'), '::before')"
+    assert "Awesome" in tab.evaluate(f"{look}.fontFamily") and len(tab.evaluate(f"{look}.content")) == 3
+    assert tab.evaluate("[...document.fonts].some(font => /Awesome/.test(font.family) && font.status === 'loaded')")
 
 
 @pytest.mark.book

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from house import repository_address
 from jupyter_cache import get_cache
+from PIL import Image, ImageChops, ImageStat
 from sphinx.util import logging
 
 MEMORY_UNITS = 2**30 if sys.platform == "darwin" else 2**20  # in a gigabyte: getrusage counts bytes there, and else KiB
@@ -130,6 +131,23 @@ def over_budget(name: str, took: dict[str, Any], allowed: dict[str, dict[str, fl
     ]
 
 
+def lighten(app: Any, error: Exception | None) -> None:
+    """Leave out what readers would load for nothing: icons as SVG, which the theme has as a font as well, and colours
+    that no figure shows."""
+    if error is not None or app.builder.format != "html":
+        return
+    out = Path(app.outdir)
+    (out / "_static" / "scripts" / "fontawesome.js").write_text("/* the icons are a font, in the style sheet */\n")
+    for path in (out / "_images").glob("*.png"):
+        with Image.open(path) as image:
+            figure = image.convert("RGB") if image.mode in ("RGB", "RGBA") else None
+        if figure is None:
+            continue
+        fewer = figure.quantize(256, dither=Image.Dither.NONE)
+        if max(ImageStat.Stat(ImageChops.difference(figure, fewer.convert("RGB"))).mean) < 0.5:  # of 255: not seen
+            fewer.save(path, optimize=True)
+
+
 def write_extras(app: Any, error: Exception | None) -> None:
     """404.html, and sitemap.xml where the site has an address."""
     if error is not None or app.builder.format != "html":
@@ -148,4 +166,5 @@ def setup(app: Any) -> dict[str, bool]:
     app.connect("html-page-context", plain_bibliography, priority=860)
     app.connect("build-finished", check_budgets)
     app.connect("build-finished", write_extras)
+    app.connect("build-finished", lighten)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
