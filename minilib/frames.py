@@ -1,6 +1,6 @@
 """A slider that needs no kernel: frames drawn beforehand, one shown at a time, and a table for readers without it.
 
-Taught in: notebooks/02_gda.ipynb, notebooks/06_balance.ipynb
+Taught in: notebooks/02_gda.ipynb, notebooks/06_balance.ipynb, notebooks/08_diffusion.ipynb
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Slider:
     >>> dial._repr_html_().count("<img")
     2
 
-    Taught in: notebooks/02_gda.ipynb, notebooks/06_balance.ipynb
+    Taught in: notebooks/02_gda.ipynb, notebooks/06_balance.ipynb, notebooks/08_diffusion.ipynb
     """
 
     def __init__(
