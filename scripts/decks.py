@@ -116,7 +116,8 @@ def lead(heading: str, prose: str) -> str:
     sentences = re.findall(r"(?:[^.!?]|[.!?](?!\s|$))+[.!?]", paragraphs[0].replace("\n", " "))
     aims = [text for text in paragraphs if text.startswith("**You will be able to**") and len(text) > 30]
     bullets = re.findall(r"(?:^[-*] .*\n(?:  .*\n)*)+", bare + "\n", re.MULTILINE)
-    return render("\n\n".join(["".join(sentences[:2]).strip(), *aims, *bullets[:1]]))
+    first = "".join(sentences[:2]).strip() or paragraphs[0]  # a lone clause leads to an equation or a list
+    return render("\n\n".join([first, *aims, *bullets[:1]]))
 
 
 def equations(prose: str) -> list[str]:

@@ -122,7 +122,9 @@ def test_page_skeleton(path):
     assert first.cell_type == "markdown" and opening, "a chapter opens with its title, above all code"
     for part in (r"you (can|will be able to)", r"\*\*you need|prerequisite", "minutes", "predict first", "## summary"):
         assert re.search(part, text.lower()), f"{path.name} lacks: {part}"
-    assert "## further reading" in text.lower()
+    ends = ("## exercises", "## quiz", "## summary", "**where to go next.**", "## further reading")
+    places = [text.lower().find(mark) for mark in ends]
+    assert min(places) > 0 and places == sorted(places), dict(zip(ends, places, strict=True))
 
 
 def test_in_the_table_of_contents(path):
