@@ -76,7 +76,7 @@ def main() -> int:
     DONE_MARK.unlink(missing_ok=True)
     library, started = library_hash(), time.time()
     if not LIBRARY_MARK.exists() or LIBRARY_MARK.read_text() != library:
-        print("minilib: building the book; every chapter runs (a few minutes on two cores)", flush=True)
+        print("minilib: building the book; every chapter runs (some ten minutes on two cores)", flush=True)
         for stale in (".jupyter_cache", "html", ".doctrees"):
             shutil.rmtree(BUILD / stale, ignore_errors=True)
         LIBRARY_MARK.write_text(library)

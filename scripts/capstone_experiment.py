@@ -57,7 +57,8 @@ def run(seed: int) -> dict[str, Any]:
     notebook = nbformat.v4.new_notebook(cells=cells(seed))
     NotebookClient(notebook, timeout=1800, kernel_name="python3").execute()
     said = next(line for line in notebook.cells[-1].outputs[0].text.splitlines() if line.startswith("RESULT"))
-    return {"seed": seed, "date": datetime.date.today().isoformat(), **json.loads(said.removeprefix("RESULT"))}
+    where = {"hardware": f"CPU, {os.cpu_count()} cores, {platform.machine()}", "torch": torch.__version__}
+    return {"seed": seed, "date": datetime.date.today().isoformat(), **where, **json.loads(said.removeprefix("RESULT"))}
 
 
 def main() -> int:
@@ -68,8 +69,6 @@ def main() -> int:
     study: dict[str, Any] = {"runs": []}
     if args.out.exists():
         study = json.loads(args.out.read_text(encoding="utf8"))
-    hardware = f"CPU, {os.cpu_count()} cores, {platform.machine()}"
-    study |= {"hardware": hardware, "torch": torch.__version__}
     for seed in args.seeds:
         if any(row["seed"] == seed for row in study["runs"]):
             continue

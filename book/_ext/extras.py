@@ -140,9 +140,9 @@ def lighten(app: Any, error: Exception | None) -> None:
     (out / "_static" / "scripts" / "fontawesome.js").write_text("/* the icons are a font, in the style sheet */\n")
     for path in (out / "_images").glob("*.png"):
         with Image.open(path) as image:
-            figure = image.convert("RGB") if image.mode in ("RGB", "RGBA") else None
-        if figure is None:
-            continue
+            if image.mode not in ("RGB", "RGBA") or (image.mode == "RGBA" and image.getextrema()[3][0] < 255):
+                continue  # in few colours already, or transparent somewhere
+            figure = image.convert("RGB")
         fewer = figure.quantize(256, dither=Image.Dither.NONE)
         if max(ImageStat.Stat(ImageChops.difference(figure, fewer.convert("RGB"))).mean) < 0.5:  # of 255: not seen
             fewer.save(path, optimize=True)
