@@ -110,7 +110,7 @@ def test_phone_width_does_not_scroll_sideways(name, visit):
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-@pytest.mark.parametrize("name", ["index.html", "notebooks/02_gda.html"])
+@pytest.mark.parametrize("name", ["book/preface.html", "notebooks/02_gda.html"])
 def test_a_page_opens_from_disk(name, browser):
     """By double click, without a server: mathematics, pictures and sliders are there, all from files."""
     tab, trouble = browser.new_page(), []
