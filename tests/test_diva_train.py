@@ -168,9 +168,7 @@ def test_one_stage_moves_tower_and_projection_but_not_the_text(clip, narrow, ima
     assert torch.equal(condition.text, words) and torch.equal(text, words) and not condition.text.requires_grad
 
 
-def test_of_two_stages_the_first_moves_the_projection_alone_the_second_the_tower_alone(
-    clip, narrow, images, text, projections, tmp_path
-):
+def test_two_stages_move_the_projection_then_the_tower(clip, narrow, images, text, projections, tmp_path):
     before, seen = weights(clip), {}
 
     def meter(taught):
@@ -363,9 +361,7 @@ def test_a_folder_of_another_backbone_or_other_pictures_is_refused(clip, denoise
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient norm"])
-def test_what_is_not_finite_stops_with_step_and_pictures_and_keeps_the_last_good_state(
-    clip, denoiser, images, tmp_path, monkeypatch, kind
-):
+def test_what_is_not_finite_stops_and_keeps_the_last_good_state(clip, denoiser, images, tmp_path, monkeypatch, kind):
     """With ten pictures in batches of four the third step, number 2, holds the last two and the next epoch's first."""
     config = Config(steps=5, batch=4)
     whole, expected = diva.train(clip, denoiser, images, config, folder=tmp_path / "whole")

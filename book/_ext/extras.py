@@ -115,8 +115,9 @@ def check_budgets(app: Any, error: Exception | None) -> None:
     """Warn, and so fail the build, about a chapter that took more than it may or has no budget."""
     if error is not None:
         return
+    allowed = budgets(Path(app.srcdir))
     for page in sorted(name for name in app.env.found_docs if name.startswith("notebooks/")):
-        for problem in over_budget(Path(page).name, used(app, page), budgets(Path(app.srcdir))):
+        for problem in over_budget(Path(page).name, used(app, page), allowed):
             logging.getLogger(__name__).warning(problem, location=page)
 
 
